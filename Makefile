@@ -1,0 +1,52 @@
+# Two commands do everything: `make test` and `make demo`. Each makes .venv by itself and is safe to repeat.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help env test lint types demo bench clean
+
+help:
+	@echo "make demo    train the tutorial's CNN on handwritten digits, ours beside torch's (out/demo/)"
+	@echo "             options: make demo ARGS='--mnist DIR --dropout 0.25' (ARGS=--help lists them)"
+	@echo "make test    format, lint, types and all tests"
+	@echo "make bench   time every op beside torch (pytest --benchmark)"
+	@echo "make env     only make .venv"
+	@echo "make clean   remove .venv and everything generated"
+
+env: $(STAMP)
+
+# torch first and pinned, so that the package's own requirement finds it and pulls in no second, larger build. The stamp
+# is written last: an interrupted installation starts again.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tilesmith needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo,test]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.digits_cnn $(ARGS)
+
+test: lint types
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+# The folders are the packages tilesmith.kernels, tilesmith.nn and tilesmith.autotune; a type checker wants to see them so.
+types: $(STAMP)
+	@mkdir -p build/types/tilesmith
+	@for package in kernels nn autotune; do ln -sfn ../../../$$package build/types/tilesmith/$$package; done
+	MYPYPATH=build/types $(BIN)/mypy -p tilesmith.kernels -p tilesmith.nn -p tilesmith.autotune
+	MYPYPATH=build/types $(BIN)/mypy examples tests benchmarks conftest.py
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest --benchmark $(ARGS)
+
+clean:
+	rm -rf $(VENV) build out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

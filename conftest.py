@@ -1,0 +1,34 @@
+"""Test session set-up: ``--benchmark`` runs the benchmarks and nothing else; without it they are skipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent / "benchmarks"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--benchmark", action="store_true", help="run the benchmarks (and nothing else)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--benchmark")
+    chosen_marks = config.getoption("markexpr")
+    skip_benchmark = pytest.mark.skip(reason="a benchmark: run with --benchmark")
+    skip_gpu = pytest.mark.skip(reason="needs a GPU: run with -m gpu")
+    kept, left_out = [], []
+    for item in items:
+        is_benchmark = BENCHMARKS in item.path.parents
+        if wanted and not is_benchmark:
+            left_out.append(item)
+            continue
+        if is_benchmark and not wanted:
+            item.add_marker(skip_benchmark)
+        if item.get_closest_marker("gpu") and "gpu" not in chosen_marks:
+            item.add_marker(skip_gpu)
+        kept.append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept

@@ -1,0 +1,82 @@
+"""Between tensors and NumPy arrays: shared memory where the dtypes agree, one rounding where they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+# NumPy has no bfloat16, and its float16 loops are scalar: both compute in float32 and are rounded once at the end.
+_COMPUTE = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the NumPy backend computes for tensors of ``dtype``."""
+    return _COMPUTE.get(dtype, dtype)
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """The tensor's values in its compute dtype; a view of the same memory unless it is a half type."""
+    tensor = tensor.detach()
+    wide = _COMPUTE.get(tensor.dtype)
+    return (tensor if wide is None else tensor.to(wide)).numpy()
+
+
+def is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether torch takes the 4-D tensor for channels_last: strides rise in the order C, W, H, N.
+
+    The same tie-break as torch's ``suggest_memory_format``: a plainly contiguous tensor is not, even where its strides
+    (one channel, one pixel) would allow both readings.
+    """
+    _, channels, height, width = tensor.shape
+    if tensor.is_contiguous() and channels != 1 and (height != 1 or width != 1):
+        return False
+    shape, strides = tensor.shape, tensor.stride()
+    least = 0
+    for d in (1, 3, 2, 0):
+        if shape[d] == 0 or strides[d] < least:
+            return False
+        if d == 0 and least == strides[1]:
+            return False
+        least = strides[d] * max(shape[d], 1)
+    return True
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device, channels_last: bool = False) -> torch.Tensor:
+    """An uninitialised tensor, dense in the given memory format."""
+    if channels_last:
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def empty_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialised tensor with the shape of ``tensor`` and, where that is dense, its strides."""
+    return torch.empty_like(tensor, dtype=dtype)
+
+
+def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The result in the caller's dtype: the one rounding of a half-precision op."""
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def flat(*arrays: Array) -> tuple[Array, ...] | None:
+    """The arrays as 1-D views in memory order, or ``None`` if they are not all dense in one common order.
+
+    Elementwise kernels run over these: one long inner loop whatever the layout.
+    """
+    order = _dense_order(arrays[0])
+    if order is None:
+        return None
+    views = [a.transpose(order) for a in arrays]
+    return tuple(v.reshape(-1) for v in views) if all(v.flags.c_contiguous for v in views) else None
+
+
+def _dense_order(a: Array) -> tuple[int, ...] | None:
+    if a.flags.c_contiguous:
+        return tuple(range(a.ndim))
+    order = tuple(sorted(range(a.ndim), key=lambda d: (-a.strides[d], -a.shape[d])))
+    return order if a.transpose(order).flags.c_contiguous else None

@@ -1,0 +1,82 @@
+"""Two levels of chunking for NumPy kernels: one range a worker thread, one cache-sized block a step.
+
+NumPy releases the interpreter lock inside a ufunc, a copy or a matrix product, so plain threads run them side by side.
+The number of workers is torch's intra-op thread count, which is what a PyTorch user already sets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from . import _blas
+
+# Decorator of NumPy kernels: an overflow or an invalid operation is a result (inf, NaN), as in torch, not a warning.
+quiet = np.errstate(all="ignore")
+
+# Handing a range to a worker costs about 30 us (condition variables); below this much traffic it does not pay.
+MIN_BYTES_PER_WORKER = 256 * 1024
+
+_pool: ThreadPoolExecutor | None = None
+_pool_size = 0
+
+
+def _forget_pool() -> None:
+    global _pool, _pool_size
+    _pool, _pool_size = None, 0
+
+
+os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork (DataLoader workers)
+
+
+def _workers(count: int) -> ThreadPoolExecutor:
+    global _pool, _pool_size
+    if _pool is None or _pool_size < count:
+        _pool = ThreadPoolExecutor(count, thread_name_prefix="tilesmith")
+        _pool_size = count
+    return _pool
+
+
+def parallel_for(
+    n: int, body: Callable[[int, int], None], *, bytes_moved: int, block: int | None = None, blas: bool = False
+) -> None:
+    """Calls ``body(start, stop)`` over ranges that cover ``range(n)`` exactly once, on several threads.
+
+    Args:
+        n: number of independent items (usually images or planes).
+        body: must write only what belongs to its range, so that the result does not depend on the split.
+        bytes_moved: memory traffic of the whole loop in bytes; decides how many threads are worth their start.
+        block: items a call of ``body`` gets at most; ``None`` gives each worker its range in one call.
+        blas: ``body`` multiplies matrices: each product then runs in the thread that asks for it (see ``_blas``).
+    """
+    if n <= 0:
+        return
+    block = n if block is None else max(1, min(block, n))
+    workers = max(1, min(torch.get_num_threads(), bytes_moved // MIN_BYTES_PER_WORKER, n))
+
+    @quiet  # NumPy's error state is each thread's own
+    def run(start: int, stop: int) -> None:
+        for first in range(start, stop, block):
+            body(first, min(first + block, stop))
+
+    if workers == 1:
+        run(0, n)
+        return
+    if blas:
+        with _blas.one_thread():
+            parallel_for(n, body, bytes_moved=bytes_moved, block=block)
+        return
+    bounds = [n * i // workers for i in range(workers + 1)]
+    futures = [_workers(workers - 1).submit(run, bounds[i], bounds[i + 1]) for i in range(1, workers)]
+    try:
+        run(bounds[0], bounds[1])
+    finally:
+        # also when our own part failed: no thread may go on writing into buffers that the caller gets back
+        errors = [future.exception() for future in futures]
+    for error in errors:
+        if error is not None:
+            raise error

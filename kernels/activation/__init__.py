@@ -1,0 +1,47 @@
+"""ReLU, sigmoid and tanh: the contract every backend implements, the ops, and the dispatch.
+
+A backend is a module with two functions that write into preallocated arrays:
+
+- ``forward(kind, x, y)``: ``y = act(x)``; also in place, ``y is x``
+- ``backward(kind, dy, y, dx)``: ``dx = dy · act'(x)``, told from the output: ``[y > 0]``, ``y (1 - y)``, ``1 - y²``
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._arrays import as_array, compute_dtype, empty_like, rounded
+from .._ops import define, elementwise
+from ..backends import Operation
+
+__all__ = ["ACTIVATIONS", "OPERATION", "backward", "forward"]
+
+OPERATION = Operation("activation", __name__, {"numpy": "._numpy"})
+
+ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
+
+
+def _forward(x: torch.Tensor, kind: str) -> torch.Tensor:
+    y = empty_like(x, compute_dtype(x.dtype))
+    OPERATION.implementation(x.device.type).forward(kind, as_array(x), y.numpy())
+    return rounded(y, x.dtype)
+
+
+def _forward_fake(x: torch.Tensor, kind: str) -> torch.Tensor:
+    return empty_like(x, x.dtype)
+
+
+def _backward(dy: torch.Tensor, y: torch.Tensor, kind: str) -> torch.Tensor:
+    dx = empty_like(y, compute_dtype(y.dtype))
+    OPERATION.implementation(y.device.type).backward(kind, as_array(dy), as_array(y), dx.numpy())
+    return rounded(dx, y.dtype)
+
+
+def _backward_fake(dy: torch.Tensor, y: torch.Tensor, kind: str) -> torch.Tensor:
+    return empty_like(y, y.dtype)
+
+
+forward = define("activation_forward(Tensor x, str kind) -> Tensor", _forward, _forward_fake, elementwise)
+backward = define(
+    "activation_backward(Tensor dy, Tensor y, str kind) -> Tensor", _backward, _backward_fake, elementwise
+)

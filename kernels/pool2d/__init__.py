@@ -1,0 +1,305 @@
+"""2-D pooling (max, average, window): the contract every backend implements, the ops, and the dispatch.
+
+"Window" pooling, which cuts the input into a given number of windows, goes by its usual name, adaptive pooling.
+A backend is a module with eight functions that write into preallocated arrays; ``index`` is torch's: ``h * W + w`` of
+the maximum within its plane, int64, laid out like ``y``.
+
+- ``max_forward(problem, x, y, index)`` and ``adaptive_max_forward``: ``index`` may be ``None``
+- ``max_backward(problem, dy, index, dx)``: for both; no atomics
+- ``max_gather(problem, ddx, index, ddy)``: the derivative of ``max_backward``
+- ``avg_forward(problem, x, y)``, ``avg_backward(problem, dy, dx)``, ``adaptive_avg_forward``, ``adaptive_avg_backward``
+
+In the ops a ``window`` is eight integers: kernel, stride, padding and dilation, each as height, width. An empty one
+stands for the windows of adaptive pooling where an op serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from .._arrays import as_array, compute_dtype, empty, is_channels_last, rounded
+from .._ops import define, into_batch
+from ..backends import Operation
+from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
+
+__all__ = [
+    "OPERATION",
+    "AdaptivePool2dProblem",
+    "Pool2dProblem",
+    "adaptive_avg_backward",
+    "adaptive_avg_forward",
+    "adaptive_bounds",
+    "adaptive_max_forward",
+    "avg_backward",
+    "avg_forward",
+    "make_adaptive_problem",
+    "make_problem",
+    "max_backward",
+    "max_forward",
+    "max_gather",
+]
+
+OPERATION = Operation("pool2d", __name__, {"numpy": "._numpy"})
+
+Problem = Pool2dProblem | AdaptivePool2dProblem
+
+
+def make_problem(
+    x_shape: Sequence[int],
+    window: Sequence[int],
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int = 0,
+) -> Pool2dProblem:
+    """The problem that ``x [N, C, H, W]`` and these options make; ``divisor_override`` 0 stands for none.
+
+    Raises:
+        RuntimeError: they do not fit together (torch's exception type and, in the main, its words).
+    """
+    kernel, stride, padding, dilation = ((window[i], window[i + 1]) for i in (0, 2, 4, 6))
+    for name, values in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
+        if min(values) <= 0:
+            raise RuntimeError(f"{name} should be greater than zero, but {name} is {values}")
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    if any(not 0 <= p <= r // 2 for p, r in zip(padding, reach, strict=True)):
+        raise RuntimeError(
+            f"pad should be at least 0 and at most half of effective kernel size, but got padding {padding}, "
+            f"kernel_size {kernel} and dilation {dilation}"
+        )
+    if min(x_shape[1:]) <= 0:
+        raise RuntimeError(
+            f"Expected 3D or 4D (batch mode) tensor with optional 0 dim batch size for input, but got: {list(x_shape)}"
+        )
+    N, C, H, W = x_shape
+    problem = Pool2dProblem(
+        N, C, H, W, kernel, stride, padding, dilation, ceil_mode, count_include_pad, divisor_override
+    )
+    if problem.P < 1 or problem.Q < 1:
+        raise RuntimeError(
+            f"Given input size: ({C}x{H}x{W}). Calculated output size: ({C}x{problem.P}x{problem.Q}). "
+            "Output size is too small"
+        )
+    return problem
+
+
+def make_adaptive_problem(x_shape: Sequence[int], output_size: Sequence[int]) -> AdaptivePool2dProblem:
+    """The problem of cutting ``x [N, C, H, W]`` into ``output_size = (P, Q)`` windows.
+
+    Raises:
+        RuntimeError: a plane is empty or the output size negative.
+    """
+    if min(output_size) < 0:
+        raise RuntimeError(
+            f"elements of output_size must be greater than or equal to 0 but received {list(output_size)}"
+        )
+    if min(x_shape[2:]) <= 0:
+        raise RuntimeError(f"Expected input to have non-zero height and width, but input has size {list(x_shape)}")
+    N, C, H, W = x_shape
+    P, Q = output_size
+    return AdaptivePool2dProblem(N, C, H, W, P, Q)
+
+
+_problem = lru_cache(maxsize=4096)(make_problem)  # hot path: a lookup costs 0.5 us, the checks 5 us
+_adaptive_problem = lru_cache(maxsize=4096)(make_adaptive_problem)
+
+
+def _output(problem: Problem, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return empty((problem.N, problem.C, problem.P, problem.Q), dtype, x.device, is_channels_last(x))
+
+
+def _index(problem: Problem, x: torch.Tensor, wanted: bool) -> torch.Tensor:
+    return _output(problem, x, torch.int64) if wanted else empty((0,), torch.int64, x.device)
+
+
+def _index_problem(x_shape: Sequence[int], y_shape: Sequence[int], window: Sequence[int], ceil_mode: bool) -> Problem:
+    if window:
+        return _problem(tuple(x_shape), tuple(window), ceil_mode)
+    return _adaptive_problem(tuple(x_shape), tuple(y_shape[2:]))
+
+
+def _max_forward(
+    x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    problem = _problem(x.shape, tuple(window), ceil_mode)
+    y, index = _output(problem, x, compute_dtype(x.dtype)), _index(problem, x, with_index)
+    implementation = OPERATION.implementation(x.device.type)
+    implementation.max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
+    return rounded(y, x.dtype), index
+
+
+def _max_forward_fake(
+    x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    problem = make_problem(x.shape, window, ceil_mode)
+    return _output(problem, x, x.dtype), _index(problem, x, with_index)
+
+
+def _adaptive_max_forward(
+    x: torch.Tensor, output_size: list[int], with_index: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    problem = _adaptive_problem(x.shape, tuple(output_size))
+    y, index = _output(problem, x, compute_dtype(x.dtype)), _index(problem, x, with_index)
+    if y.numel():
+        implementation = OPERATION.implementation(x.device.type)
+        implementation.adaptive_max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
+    return rounded(y, x.dtype), index
+
+
+def _adaptive_max_forward_fake(
+    x: torch.Tensor, output_size: list[int], with_index: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    problem = make_adaptive_problem(x.shape, output_size)
+    return _output(problem, x, x.dtype), _index(problem, x, with_index)
+
+
+def _max_backward(
+    dy: torch.Tensor, index: torch.Tensor, x_shape: list[int], window: list[int], ceil_mode: bool, channels_last: bool
+) -> torch.Tensor:
+    problem = _index_problem(x_shape, dy.shape, window, ceil_mode)
+    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
+    if dy.numel():
+        OPERATION.implementation(dy.device.type).max_backward(problem, as_array(dy), as_array(index), dx.numpy())
+    else:
+        dx.zero_()
+    return rounded(dx, dy.dtype)
+
+
+def _max_backward_fake(
+    dy: torch.Tensor, index: torch.Tensor, x_shape: list[int], window: list[int], ceil_mode: bool, channels_last: bool
+) -> torch.Tensor:
+    return empty(x_shape, dy.dtype, dy.device, channels_last)
+
+
+def _max_gather(ddx: torch.Tensor, index: torch.Tensor, window: list[int], ceil_mode: bool) -> torch.Tensor:
+    problem = _index_problem(ddx.shape, index.shape, window, ceil_mode)
+    ddy = empty(index.shape, compute_dtype(ddx.dtype), ddx.device, is_channels_last(index))
+    if ddy.numel():
+        OPERATION.implementation(ddx.device.type).max_gather(problem, as_array(ddx), as_array(index), ddy.numpy())
+    return rounded(ddy, ddx.dtype)
+
+
+def _max_gather_fake(ddx: torch.Tensor, index: torch.Tensor, window: list[int], ceil_mode: bool) -> torch.Tensor:
+    return empty(index.shape, ddx.dtype, ddx.device, is_channels_last(index))
+
+
+def _avg_forward(
+    x: torch.Tensor, window: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int
+) -> torch.Tensor:
+    problem = _problem(x.shape, tuple(window), ceil_mode, count_include_pad, divisor_override)
+    y = _output(problem, x, compute_dtype(x.dtype))
+    OPERATION.implementation(x.device.type).avg_forward(problem, as_array(x), y.numpy())
+    return rounded(y, x.dtype)
+
+
+def _avg_forward_fake(
+    x: torch.Tensor, window: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int
+) -> torch.Tensor:
+    return _output(make_problem(x.shape, window, ceil_mode, count_include_pad, divisor_override), x, x.dtype)
+
+
+def _avg_backward(
+    dy: torch.Tensor,
+    x_shape: list[int],
+    window: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int,
+    channels_last: bool,
+) -> torch.Tensor:
+    problem = _problem(tuple(x_shape), tuple(window), ceil_mode, count_include_pad, divisor_override)
+    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
+    OPERATION.implementation(dy.device.type).avg_backward(problem, as_array(dy), dx.numpy())
+    return rounded(dx, dy.dtype)
+
+
+def _avg_backward_fake(
+    dy: torch.Tensor,
+    x_shape: list[int],
+    window: list[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int,
+    channels_last: bool,
+) -> torch.Tensor:
+    return empty(x_shape, dy.dtype, dy.device, channels_last)
+
+
+def _adaptive_avg_forward(x: torch.Tensor, output_size: list[int]) -> torch.Tensor:
+    problem = _adaptive_problem(x.shape, tuple(output_size))
+    y = _output(problem, x, compute_dtype(x.dtype))
+    if y.numel():
+        OPERATION.implementation(x.device.type).adaptive_avg_forward(problem, as_array(x), y.numpy())
+    return rounded(y, x.dtype)
+
+
+def _adaptive_avg_forward_fake(x: torch.Tensor, output_size: list[int]) -> torch.Tensor:
+    return _output(make_adaptive_problem(x.shape, output_size), x, x.dtype)
+
+
+def _adaptive_avg_backward(dy: torch.Tensor, x_shape: list[int], channels_last: bool) -> torch.Tensor:
+    problem = _adaptive_problem(tuple(x_shape), tuple(dy.shape[2:]))
+    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
+    if dy.numel():
+        OPERATION.implementation(dy.device.type).adaptive_avg_backward(problem, as_array(dy), dx.numpy())
+    else:
+        dx.zero_()
+    return rounded(dx, dy.dtype)
+
+
+def _adaptive_avg_backward_fake(dy: torch.Tensor, x_shape: list[int], channels_last: bool) -> torch.Tensor:
+    return empty(x_shape, dy.dtype, dy.device, channels_last)
+
+
+max_forward = define(
+    "pool2d_max_forward(Tensor x, int[] window, bool ceil_mode, bool with_index) -> (Tensor, Tensor)",
+    _max_forward,
+    _max_forward_fake,
+    into_batch(),
+)
+adaptive_max_forward = define(
+    "pool2d_adaptive_max_forward(Tensor x, SymInt[] output_size, bool with_index) -> (Tensor, Tensor)",
+    _adaptive_max_forward,
+    _adaptive_max_forward_fake,
+    into_batch(),
+)
+max_backward = define(
+    "pool2d_max_backward(Tensor dy, Tensor index, SymInt[] x_shape, int[] window, bool ceil_mode, bool channels_last)"
+    " -> Tensor",
+    _max_backward,
+    _max_backward_fake,
+    into_batch(shape_argument=2),
+)
+max_gather = define(
+    "pool2d_max_gather(Tensor ddx, Tensor index, int[] window, bool ceil_mode) -> Tensor",
+    _max_gather,
+    _max_gather_fake,
+    into_batch(),
+)
+_AVERAGE = "int[] window, bool ceil_mode, bool count_include_pad, SymInt divisor_override"
+avg_forward = define(
+    f"pool2d_avg_forward(Tensor x, {_AVERAGE}) -> Tensor",
+    _avg_forward,
+    _avg_forward_fake,
+    into_batch(),
+)
+avg_backward = define(
+    f"pool2d_avg_backward(Tensor dy, SymInt[] x_shape, {_AVERAGE}, bool channels_last) -> Tensor",
+    _avg_backward,
+    _avg_backward_fake,
+    into_batch(shape_argument=1),
+)
+adaptive_avg_forward = define(
+    "pool2d_adaptive_avg_forward(Tensor x, SymInt[] output_size) -> Tensor",
+    _adaptive_avg_forward,
+    _adaptive_avg_forward_fake,
+    into_batch(),
+)
+adaptive_avg_backward = define(
+    "pool2d_adaptive_avg_backward(Tensor dy, SymInt[] x_shape, bool channels_last) -> Tensor",
+    _adaptive_avg_backward,
+    _adaptive_avg_backward_fake,
+    into_batch(shape_argument=1),
+)

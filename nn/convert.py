@@ -1,0 +1,145 @@
+"""``convert(model)`` swaps torch.nn layers for ours in place; ``revert(model)`` swaps them back.
+
+A swap changes the module's class and nothing else: the object, its parameters, buffers, hooks, training mode and memory
+format stay, so optimizers, tied weights and references to the module elsewhere go on working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from .. import kernels
+from ..kernels import activation, conv2d, linear, pool2d, softmax
+from ..kernels.backends import Operation
+from . import functional, modules
+
+__all__ = ["ConversionReport", "convert", "revert"]
+
+_SWAPS: dict[type[torch.nn.Module], tuple[type[torch.nn.Module], Operation]] = {
+    torch.nn.Conv2d: (modules.Conv2d, conv2d.OPERATION),
+    torch.nn.Linear: (modules.Linear, linear.OPERATION),
+    torch.nn.MaxPool2d: (modules.MaxPool2d, pool2d.OPERATION),
+    torch.nn.AvgPool2d: (modules.AvgPool2d, pool2d.OPERATION),
+    torch.nn.AdaptiveMaxPool2d: (modules.AdaptiveMaxPool2d, pool2d.OPERATION),
+    torch.nn.AdaptiveAvgPool2d: (modules.AdaptiveAvgPool2d, pool2d.OPERATION),
+    torch.nn.ReLU: (modules.ReLU, activation.OPERATION),
+    torch.nn.Sigmoid: (modules.Sigmoid, activation.OPERATION),
+    torch.nn.Tanh: (modules.Tanh, activation.OPERATION),
+    torch.nn.Softmax: (modules.Softmax, softmax.OPERATION),
+    torch.nn.LogSoftmax: (modules.LogSoftmax, softmax.OPERATION),
+}
+_BACK = {ours: theirs for theirs, (ours, _) in _SWAPS.items()}
+
+
+@dataclass
+class ConversionReport:
+    """What was swapped and what was not.
+
+    Attributes:
+        swapped: (name in the model, class before, class after) of each.
+        kept: (name, class, reason) of each layer that could not be swapped.
+    """
+
+    swapped: list[tuple[str, str, str]] = field(default_factory=list)
+    kept: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.swapped)} layers swapped, {len(self.kept)} kept"]
+        lines += [f"  swapped  {name or '(the model)'}: {before} -> {after}" for name, before, after in self.swapped]
+        lines += [f"  kept     {name or '(the model)'}: {layer}: {reason}" for name, layer, reason in self.kept]
+        return "\n".join(lines)
+
+
+def convert(model: torch.nn.Module) -> ConversionReport:
+    """Swaps every layer it can, in place; a layer used in several places is swapped once.
+
+    What a model calls as a function (``torch.nn.functional.relu``) is not a layer and stays torch's.
+
+    Args:
+        model: any module; it may itself be a layer.
+
+    Returns:
+        What was swapped, and what was not and why. Layers that already are ours are in neither list.
+    """
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return _swap(model, lambda module: _ours(module, device))
+
+
+def revert(model: torch.nn.Module) -> ConversionReport:
+    """Undoes :func:`convert`, in place, for every layer of ours that torch's class can express.
+
+    A layer with a fused activation or a padding torch's constructor does not know is kept, and the report says so.
+    """
+    return _swap(model, _theirs)
+
+
+Decision = type[torch.nn.Module] | str | None  # the class to take, the reason to keep the layer, or nothing to say
+
+
+def _swap(model: torch.nn.Module, decide: Callable[[torch.nn.Module], Decision]) -> ConversionReport:
+    report = ConversionReport()
+    for name, module in model.named_modules():
+        decision = decide(module)
+        before = _class_name(type(module))
+        if isinstance(decision, str):
+            report.kept.append((name, before, decision))
+        elif decision is not None:
+            module.__class__ = decision
+            report.swapped.append((name, before, _class_name(decision)))
+    return report
+
+
+def _ours(module: torch.nn.Module, device: str) -> Decision:
+    layer = type(module)
+    if layer in _BACK:
+        return None
+    if layer not in _SWAPS:
+        return _reason_kept(module)
+    ours, operation = _SWAPS[layer]
+    parameter = next(module.parameters(recurse=False), None)
+    if parameter is not None:
+        device = parameter.device.type
+        if parameter.dtype not in functional.FLOATS:
+            return f"its parameters are {parameter.dtype}, which no backend computes"
+    if "forward" in vars(module):
+        return "its forward is replaced on the instance"
+    if device != "meta" and not operation.serves(device):
+        available = ", ".join(kernels.available())
+        return f"no backend serves {operation.name} on {device} (available here: {available})"
+    return ours
+
+
+def _reason_kept(module: torch.nn.Module) -> str | None:
+    layer = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrized: its class is made for it"
+    if isinstance(module, torch.nn.modules.lazy.LazyModuleMixin):
+        return "it is lazy and has no parameters yet: convert after the first forward"
+    parent = next((base for base in layer.__mro__[1:] if base in _SWAPS), None)
+    if parent is not None:
+        return f"it is a subclass of {_class_name(parent)}, whose behaviour may differ"
+    if next(module.children(), None) is None and layer.__module__.startswith("torch.nn.modules"):
+        return None if isinstance(module, torch.nn.Identity | torch.nn.Flatten) else "this library has no such layer"
+    return None
+
+
+def _theirs(module: torch.nn.Module) -> Decision:
+    theirs = _BACK.get(type(module))
+    if theirs is None:
+        return None
+    if getattr(module, "activation", None) is not None:
+        return f"its fused activation ({module.activation}) has no place in {_class_name(theirs)}"
+    if isinstance(module, modules.Conv2d):
+        if not isinstance(module.padding, str) and not all(isinstance(p, int) for p in module.padding):
+            return f"its padding {module.padding} differs from side to side"
+        if module.padding == "same" and max(module.stride) > 1:
+            return f"padding='same' with stride {module.stride} does not exist in {_class_name(theirs)}"
+    return theirs
+
+
+def _class_name(layer: type[torch.nn.Module]) -> str:
+    library = "torch.nn" if layer.__module__.startswith("torch.nn") else layer.__module__.partition(".")[0]
+    return f"{'tilesmith.nn' if library == 'tilesmith' else library}.{layer.__name__}"

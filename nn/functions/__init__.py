@@ -1,0 +1,18 @@
+"""Autograd: what differentiates the kernels. One file an op; every backward is made of differentiable functions."""
+
+from .activation import activation
+from .conv2d import conv2d
+from .linear import linear
+from .pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
+from .softmax import softmax
+
+__all__ = [
+    "activation",
+    "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+    "avg_pool2d",
+    "conv2d",
+    "linear",
+    "max_pool2d",
+    "softmax",
+]
