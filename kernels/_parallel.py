@@ -55,8 +55,13 @@ def parallel_for(
     """
     if n <= 0:
         return
+    worthwhile = min(bytes_moved // MIN_BYTES_PER_WORKER, n)
+    if blas and worthwhile > 1:  # with one worker too: the bits of a product must not depend on the thread count
+        with _blas.one_thread():
+            parallel_for(n, body, bytes_moved=bytes_moved, block=block)
+        return
     block = n if block is None else max(1, min(block, n))
-    workers = max(1, min(torch.get_num_threads(), bytes_moved // MIN_BYTES_PER_WORKER, n))
+    workers = max(1, min(torch.get_num_threads(), worthwhile))
 
     @quiet  # NumPy's error state is each thread's own
     def run(start: int, stop: int) -> None:
@@ -65,10 +70,6 @@ def parallel_for(
 
     if workers == 1:
         run(0, n)
-        return
-    if blas:
-        with _blas.one_thread():
-            parallel_for(n, body, bytes_moved=bytes_moved, block=block)
         return
     bounds = [n * i // workers for i in range(workers + 1)]
     futures = [_workers(workers - 1).submit(run, bounds[i], bounds[i + 1]) for i in range(1, workers)]

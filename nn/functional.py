@@ -154,7 +154,7 @@ def max_pool2d(
     dilation: Ints = 1,
     ceil_mode: bool = False,
     return_indices: bool = False,
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Any:
     """The maximum of each window, as ``torch.nn.functional.max_pool2d``.
 
     Args:
@@ -220,7 +220,7 @@ def avg_pool2d(
 
 def adaptive_max_pool2d(
     input: torch.Tensor, output_size: Ints | Sequence[int | None] | None, return_indices: bool = False
-) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+) -> Any:
     """The maximum of each of ``output_size`` windows, as ``torch.nn.functional.adaptive_max_pool2d``.
 
     Unlike torch's on CUDA, the backward is deterministic.

@@ -14,11 +14,22 @@ from .._arrays import as_array, compute_dtype, empty_like, rounded
 from .._ops import define, elementwise
 from ..backends import Operation
 
-__all__ = ["ACTIVATIONS", "OPERATION", "backward", "forward"]
+__all__ = ["ACTIVATIONS", "OPERATION", "backward", "check_activation", "forward"]
 
 OPERATION = Operation("activation", __name__, {"numpy": "._numpy"})
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
+
+
+def check_activation(kind: str) -> str:
+    """The name of an activation ("none" among them), checked.
+
+    Raises:
+        ValueError: it is none of those there are.
+    """
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"activation is {kind!r}, it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+    return kind
 
 
 def _forward(x: torch.Tensor, kind: str) -> torch.Tensor:

@@ -17,7 +17,7 @@ import torch
 
 from .._arrays import as_array, compute_dtype, empty, is_channels_last, rounded
 from .._ops import define, front
-from ..activation import ACTIVATIONS
+from ..activation import check_activation
 from ..backends import Operation
 from ._problem import Conv2dProblem
 
@@ -69,8 +69,7 @@ def make_problem(
         )
     if min(C, R, S) <= 0:
         raise RuntimeError(f"weight of size {list(w_shape)} has no taps: channels and kernel must not be zero")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, it must be one of {', '.join(map(repr, ACTIVATIONS))}")
+    check_activation(activation)
     top, bottom, left, right = padding
     if H + top + bottom < dilation[0] * (R - 1) + 1 or W + left + right < dilation[1] * (S - 1) + 1:
         raise RuntimeError(

@@ -10,46 +10,22 @@ A backend is a module with three functions that write into preallocated arrays, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from .._arrays import as_array, compute_dtype, empty, rounded
 from .._ops import VmapRule, define, front, one_by_one
-from ..activation import ACTIVATIONS
+from ..activation import check_activation
 from ..backends import Operation
 
-__all__ = ["OPERATION", "check_shapes", "forward", "input_grad", "weight_grad"]
+__all__ = ["OPERATION", "forward", "input_grad", "weight_grad"]
 
 OPERATION = Operation("linear", __name__, {"numpy": "._numpy"})
 
 
-def check_shapes(
-    x_shape: Sequence[int], w_shape: Sequence[int], bias_shape: Sequence[int] | None, activation: str
-) -> None:
-    """Checks ``x [..., I]``, ``weight [O, I]`` and ``bias [O]``.
-
-    Raises:
-        RuntimeError: they do not fit together (torch's exception type).
-        ValueError: the activation is unknown.
-    """
-    if len(w_shape) != 2:
-        raise RuntimeError(
-            f"weight must have 2 dimensions [out_features, in_features], but its size is {list(w_shape)}"
-        )
-    if not x_shape or x_shape[-1] != w_shape[1]:
-        raise RuntimeError(
-            f"mat1 and mat2 shapes cannot be multiplied: the last dimension of input{list(x_shape)} "
-            f"must be in_features of weight{list(w_shape)}"
-        )
-    if bias_shape is not None and (len(bias_shape) != 1 or bias_shape[0] not in (1, w_shape[0])):
-        raise RuntimeError(f"bias must have size [{w_shape[0]}] like weight{list(w_shape)}, but got {list(bias_shape)}")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation is {activation!r}, it must be one of {', '.join(map(repr, ACTIVATIONS))}")
-
-
 def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+    check_activation(activation)
     y = empty((x.shape[0], weight.shape[0]), compute_dtype(x.dtype), x.device)
     bias_array = None if bias is None else as_array(bias)
     OPERATION.implementation(x.device.type).forward(as_array(x), as_array(weight), bias_array, activation, y.numpy())

@@ -1,0 +1,253 @@
+"""The rules between the parts, the price of an import, index arithmetic past 2^31, threads, and the look-up ladder."""
+
+from __future__ import annotations
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tilesmith import autotune
+from tilesmith.kernels import _blas, _parallel
+from tilesmith.kernels.conv2d import Conv2dProblem, make_problem
+from tilesmith.kernels.pool2d import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
+
+ROOT = Path(__file__).resolve().parent.parent
+OPS = [path.name for path in (ROOT / "kernels").iterdir() if path.is_dir() and not path.name.startswith("_")]
+
+
+def sources(package: str) -> list[Path]:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    return files
+
+
+def names_in(path: Path) -> set[str]:
+    """Every identifier, attribute and imported name of a file (not its comments and strings)."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found.update(part for alias in node.names for part in alias.name.split("."))
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found.update(node.module.split("."))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [("kernels", {"autograd", "nn"}), ("nn", {"triton", "cupy"}), ("autotune", {"triton", "cupy", "nn", *OPS})],
+)
+def test_what_a_package_must_not_name(package: str, forbidden: set[str]) -> None:
+    for path in sources(package):
+        assert not names_in(path) & forbidden, path
+
+
+def test_imports_inside_the_packages_are_relative() -> None:
+    for package in ("kernels", "nn", "autotune"):
+        for path in sources(package):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and node.level == 0:
+                    assert (node.module or "").split(".")[0] != "tilesmith", path
+
+
+def fresh(code: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    return result.stdout.strip()
+
+
+def test_import_touches_no_device_and_no_optional_package() -> None:
+    code = (
+        "import sys, torch; from tilesmith import nn, autotune; "
+        "print(torch.cuda.is_initialized(), 'triton' in sys.modules, 'cupy' in sys.modules)"
+    )
+    assert fresh(code) == "False False False"
+
+
+def test_import_works_without_triton_and_cupy() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = sys.modules['cupy'] = None; import torch; "
+        "from tilesmith import nn; print(nn.ReLU()(torch.tensor([-1.0, 2.0])).tolist())"
+    )
+    assert fresh(code) == "[0.0, 2.0]"
+
+
+def test_import_takes_at_most_50_ms_over_torch() -> None:
+    """The median of five processes, measured inside each."""
+    code = "import time, torch; t = time.perf_counter(); from tilesmith import nn; print(time.perf_counter() - t)"
+    fresh(code)  # compiles the sources to bytecode
+    assert statistics.median(float(fresh(code)) for _ in range(5)) < 0.050
+
+
+# ---- index arithmetic
+
+
+def test_problems_past_2_to_the_31_elements() -> None:
+    """Sizes, FLOPs and bytes are exact where 32 bits would wrap around."""
+    conv = make_problem((70_000, 64, 224, 224), (64, 64, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    assert (conv.P, conv.Q) == (224, 224)
+    assert conv.flops == 2 * 70_000 * 64 * 224 * 224 * 64 * 9 > 2**45
+    assert conv.bytes_moved(4) == 4 * (2 * 70_000 * 64 * 224 * 224 + 64 * 64 * 9)
+    pool = Pool2dProblem(1, 1, 60_000, 60_000, (2, 2), (2, 2), (0, 0))
+    assert pool.bytes_moved(4, 8) == 60_000 * 60_000 * 4 + 30_000 * 30_000 * 12
+    assert isinstance(pool.bytes_moved(4), int)
+    assert AdaptivePool2dProblem(3, 3, 60_000, 60_000, 1, 1).bytes_moved(2) == 9 * (60_000**2 + 1) * 2
+    assert adaptive_bounds(2**40, 3)[1] == (2**40 // 3, -(-2 * 2**40 // 3))
+
+
+def test_indices_past_2_to_the_31() -> None:
+    """A plane of 3·10^9 elements that takes no memory: one row, repeated. Its indices need 33 bits."""
+    from tilesmith.kernels.pool2d import _numpy
+
+    width = 50_000
+    row = np.zeros((1, 1, 1, width), np.int8)
+    row[..., 7] = 1
+    x = np.broadcast_to(row, (1, 1, 60_000, width))
+    problem = Pool2dProblem(1, 1, 60_000, width, (1, width), (59_999, 1), (0, 0))
+    y, index = np.empty((1, 1, 2, 1), np.int8), np.empty((1, 1, 2, 1), np.int64)
+    _numpy.max_forward(problem, x, y, index)
+    assert index.ravel().tolist() == [7, 59_999 * width + 7]
+    assert index.max() > 2**31
+
+
+# ---- threads
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize("block", [None, 1, 3, 100])
+def test_parallel_for_covers_the_range_once(n: int, block: int | None) -> None:
+    counts = np.zeros(n, int)
+
+    def body(start: int, stop: int) -> None:
+        counts[start:stop] += 1
+
+    _parallel.parallel_for(n, body, bytes_moved=1 << 30, block=block)
+    assert (counts == 1).all()
+
+
+def test_parallel_for_raises_what_a_worker_raised_after_all_are_done() -> None:
+    done = []
+
+    def body(start: int, stop: int) -> None:
+        done.append(start)
+        if start > 0:
+            raise RuntimeError(f"failed at {start}")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="failed at 5"):
+            _parallel.parallel_for(10, body, bytes_moved=1 << 30)
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(done) == [0, 5]
+
+
+def test_threads_do_not_change_a_bit() -> None:
+    """Also of sums over images: slabs are cut by the problem, not by the number of workers."""
+    from tilesmith.nn import functional as F
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 16, 20, 20, generator=generator, requires_grad=True)
+    w = torch.randn(16, 16, 3, 3, generator=generator, requires_grad=True)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        y = F.avg_pool2d(F.max_pool2d(F.conv2d(x, w, padding=1), 3, 2, 1), 3, 2, 1)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x, w])])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_blas_threads_are_restored_also_after_an_error_and_when_nested() -> None:
+    before = [library.num_threads for library in _blas._libraries()]
+    assert before
+
+    def fail_inside() -> None:
+        with _blas.one_thread():
+            with _blas.one_thread():
+                assert all(library.num_threads == 1 for library in _blas._libraries())
+            assert all(library.num_threads == 1 for library in _blas._libraries())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_inside()
+    assert [library.num_threads for library in _blas._libraries()] == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
+def test_kernels_work_in_a_forked_child() -> None:
+    """DataLoader workers fork; our threads do not survive that, so the child must make its own."""
+    code = """
+import os, torch
+from tilesmith.nn import functional as F
+torch.set_num_threads(2)
+x = torch.randn(64, 8, 32, 32)
+expected = F.max_pool2d(x, 2)
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if torch.equal(F.max_pool2d(x, 2), expected) else 3)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    assert fresh(code) == "0"
+
+
+# ---- the look-up ladder
+
+
+def make_tunable() -> autotune.Tunable:
+    return autotune.Tunable(
+        "test.kernel",
+        {"block": (16, 32, 64), "warps": (4, 8)},
+        default=lambda problem: {"block": 16 if problem < 100 else 64, "warps": 4},
+        refusal=lambda config, problem: "the block is larger than the problem" if config["block"] > problem else None,
+    )
+
+
+def test_default_then_pinned_then_default() -> None:
+    tunable = make_tunable()
+    assert autotune.resolve(tunable, 200) == {"block": 64, "warps": 4}
+    with autotune.pin("test.kernel", {"block": 32, "warps": 8}), autotune.pin("other", {}):
+        assert autotune.resolve(tunable, 200) == {"block": 32, "warps": 8}
+    assert autotune.resolve(tunable, 50) == {"block": 16, "warps": 4}
+
+
+def test_every_valid_configuration_in_order() -> None:
+    assert list(make_tunable().configs(40)) == [
+        {"block": 16, "warps": 4},
+        {"block": 16, "warps": 8},
+        {"block": 32, "warps": 4},
+        {"block": 32, "warps": 8},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"block": 16}, "parameters are"),
+        ({"block": 17, "warps": 4}, "block is 17, it must be one of"),
+        ({"block": 64, "warps": 4}, "larger than the problem"),
+    ],
+)
+def test_a_pinned_configuration_is_checked(config: Any, words: str) -> None:
+    with autotune.pin("test.kernel", config), pytest.raises(ValueError, match=words):
+        autotune.resolve(make_tunable(), 40)
+
+
+def test_conv_problem_is_plain_data() -> None:
+    assert Conv2dProblem(1, 2, 3, 3, 2, 1, 1, (1, 1), (0, 0, 0, 0), (1, 1), 2).depthwise
+    assert hash(make_problem((1, 1, 3, 3), (1, 1, 1, 1), [1, 1], [0] * 4, [1, 1], 1)) is not None
