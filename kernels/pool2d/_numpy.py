@@ -1,71 +1,78 @@
-"""2-D pooling in NumPy: one pass a tap over the windows that have it inside the input, image by image.
+"""2-D pooling in NumPy, by blocks of images that fit the L2 cache.
 
-A tap is a strided view of the input and a range of the output, so that no padded copy is made. Backwards of maxima
-scatter through flat indices; windows that overlap are scattered in phases that do not, so the order is fixed.
+Maxima take one pass a tap: a strided view of the input against a range of the output, so that no padded copy is made.
+Means are separable: rows are added, then one small matrix product per row adds columns. Backwards of maxima scatter
+through flat indices; windows that overlap are scattered in phases that do not, so the order is fixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from .._arrays import Array
-from .._parallel import parallel_for, quiet
+from .._parallel import parallel_for
 from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
 
 _BLOCK_BYTES = 512 * 1024  # input of a block: with its output and index it stays in a 2 MB L2 cache
+_LONGEST_BAND = 64  # columns of a row that a product may add: its work per output grows with the row
+_MOST_COVERED = 16  # windows of a plane that one product may compute
+
+AxisTaps = list[tuple[slice, slice]]
+Problem = Pool2dProblem | AdaptivePool2dProblem
 
 
 def max_forward(problem: Pool2dProblem, x: Array, y: Array, index: Array | None) -> None:
     """The maximum of each window; ``index`` may be ``None``. Extra memory: a byte or two an output of a block."""
     taps = list(_taps(problem))
     first = _first_tap(problem) if index is not None else None
+    offsets, corners = _index_tables(problem)
+    # an unpadded first tap starts every window: copied, it saves a comparison with -inf
+    first_everywhere = problem.padding == (0, 0)
 
     def block(n: slice) -> None:
         source, best = x[n], y[n]
-        best[...] = _lowest(y.dtype)
-        if index is None or first is None:
-            for _, rows, columns, windows in taps:
-                np.maximum(best[windows], source[:, :, rows, columns], out=best[windows])
-            return
-        # the code of a tap rises along the taps, so the last tap that was greater is the maximum of the codes
-        code = np.empty_like(best, dtype=first.dtype)
-        code[...] = first
-        for t, rows, columns, windows in taps:
-            value = source[:, :, rows, columns]
-            greater = np.greater(value, best[windows]).view(np.uint8).astype(first.dtype, copy=False)
-            np.maximum(best[windows], value, out=best[windows])
-            greater *= first.dtype.type(t)
-            np.maximum(code[windows], greater, out=code[windows])
-        if best.dtype.kind == "f":
-            _last_nan(taps, source, best, code)
-        _index_of(problem, code, index[n])
+        code = None if first is None else np.empty_like(best, dtype=first.dtype)
+        if first_everywhere:
+            np.copyto(best, source[:, :, taps[0][1], taps[0][2]])
+        else:
+            best[...] = _lowest(y.dtype)
+        if code is not None:
+            code[...] = first
+        for t, rows, columns, windows in taps[1:] if first_everywhere else taps:
+            value, so_far = source[:, :, rows, columns], best[windows]
+            if code is not None:
+                # the number of a tap rises along the taps, so the last one that was greater is the largest of them
+                number = np.greater(value, so_far).view(np.uint8).astype(code.dtype, copy=False)
+                number *= code.dtype.type(t)
+                np.maximum(code[windows], number, out=code[windows])
+            np.maximum(so_far, value, out=so_far)
+        if code is not None and index is not None:
+            if best.dtype.kind == "f" and np.isnan(best.max()):
+                _last_nan(taps, source, code)
+            np.take(offsets, code, out=index[n], mode="clip")  # "raise" would buffer the output
+            index[n] += corners
 
     _over_images(block, x, y)
 
 
-def _last_nan(taps: list[Any], source: Array, best: Array, code: Array) -> None:
-    """Where the maximum is NaN, the last NaN of the window is the one that counts."""
-    if not np.isnan(best).any():
-        return
+def _last_nan(taps: list[Any], source: Array, code: Array) -> None:
+    """Of several NaNs in a window the last one counts, and it counts more than any number."""
     for t, rows, columns, windows in taps:
         np.copyto(code[windows], code.dtype.type(t), where=np.isnan(source[:, :, rows, columns]))
 
 
-def _index_of(problem: Pool2dProblem, code: Array, index: Array) -> None:
-    """``h * W + w`` from the number of the tap in its window."""
-    (kernel_h, kernel_w), (stride_h, stride_w) = problem.kernel, problem.stride
-    (pad_h, pad_w), (dilation_h, dilation_w) = problem.padding, problem.dilation
-    offsets = np.add.outer(
-        np.arange(kernel_h, dtype=np.int64) * dilation_h * problem.W, np.arange(kernel_w) * dilation_w
-    )
-    corners = np.add.outer(
-        (np.arange(problem.P, dtype=np.int64) * stride_h - pad_h) * problem.W,
-        np.arange(problem.Q) * stride_w - pad_w,
-    )
-    np.add(np.take(offsets.ravel(), code), corners, out=index)
+def _index_tables(problem: Pool2dProblem) -> tuple[Array, Array]:
+    """``h * W + w`` of each tap from its window's corner, and of each corner from the plane's start."""
+    taps, starts = [], []
+    for axis, count in ((0, problem.P), (1, problem.Q)):
+        taps.append(np.arange(problem.kernel[axis], dtype=np.int64) * problem.dilation[axis])
+        starts.append(np.arange(count, dtype=np.int64) * problem.stride[axis] - problem.padding[axis])
+    offsets = np.add.outer(taps[0] * problem.W, taps[1]).ravel()
+    return offsets, np.add.outer(starts[0] * problem.W, starts[1])
 
 
 def _taps(problem: Pool2dProblem) -> Iterator[tuple[int, slice, slice, tuple[Any, ...]]]:
@@ -77,7 +84,7 @@ def _taps(problem: Pool2dProblem) -> Iterator[tuple[int, slice, slice, tuple[Any
             yield r * problem.kernel[1] + s, rows, columns, (..., p, q)
 
 
-def _axis_taps(problem: Pool2dProblem, axis: int, size: int, count: int) -> list[tuple[slice, slice]]:
+def _axis_taps(problem: Pool2dProblem, axis: int, size: int, count: int) -> AxisTaps:
     stride = problem.stride[axis]
     taps = []
     for tap in range(problem.kernel[axis]):
@@ -108,68 +115,141 @@ def _lowest(dtype: np.dtype[Any]) -> Any:
     return -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
 
 
-def max_backward(problem: Pool2dProblem | AdaptivePool2dProblem, dy: Array, index: Array, dx: Array) -> None:
-    """``dx.flat[index] += dy`` in each plane, in the order of the windows. Extra memory: an index a block."""
-    add = problem.overlapping
+def max_backward(problem: Problem, dy: Array, index: Array, dx: Array) -> None:
+    """``dx.flat[index] += dy`` in each plane, phases of windows in order. Extra memory: an index a block."""
+    phases = _phases(problem)
 
     def block(n: slice) -> None:
-        target, where, gradient = _flat(problem, dx, index, dy, n)
-        target[...] = 0
-        if add:
-            np.add.at(target, where, gradient)
-        else:
-            target[where] = gradient
+        target, where = _flat_index(problem, dx, index, n)
+        gradient = dy[n]
+        target.fill(0)
+        for number, (p, q) in enumerate(phases):
+            places, values = where[:, :, p, q], gradient[:, :, p, q]
+            if not dx.flags.c_contiguous:
+                places, values = places.transpose(0, 2, 3, 1), values.transpose(0, 2, 3, 1)
+            places, values = places.reshape(-1), values.reshape(-1)
+            if number == 0:
+                target[places] = values
+            else:
+                target[places] += values
 
     _over_images(block, dx, dy)
 
 
-def max_gather(problem: Pool2dProblem | AdaptivePool2dProblem, ddx: Array, index: Array, ddy: Array) -> None:
+def _phases(problem: Problem) -> list[tuple[slice, slice]]:
+    """Every window once, in groups whose windows do not overlap: within one, no two maxima are the same element."""
+    if isinstance(problem, AdaptivePool2dProblem):
+        steps = [_adaptive_reach(problem.H, problem.P), _adaptive_reach(problem.W, problem.Q)]
+    else:
+        spans = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
+        steps = [((k - 1) * d) // s + 1 for k, s, d in spans]
+    return [(slice(i, None, steps[0]), slice(j, None, steps[1])) for i in range(steps[0]) for j in range(steps[1])]
+
+
+def _adaptive_reach(size: int, windows: int) -> int:
+    """How many windows in a row can hold one element."""
+    bounds = adaptive_bounds(size, windows)
+    return max(1, *(sum(1 for start, _ in bounds[i:] if start < stop) for i, (_, stop) in enumerate(bounds)))
+
+
+def max_gather(problem: Problem, ddx: Array, index: Array, ddy: Array) -> None:
     """``ddy = ddx.flat[index]`` in each plane: the derivative of :func:`max_backward`."""
-    planes = np.ascontiguousarray(ddx).reshape(problem.N * problem.C, -1)
+    planes = ddx.reshape(problem.N * problem.C, -1)
     np.copyto(ddy, np.take_along_axis(planes, index.reshape(len(planes), -1), axis=1).reshape(index.shape))
 
 
-def _flat(
-    problem: Pool2dProblem | AdaptivePool2dProblem, dx: Array, index: Array, dy: Array, n: slice
-) -> tuple[Array, Array, Array]:
-    """Some images of ``dx`` in memory order, the places in it that ``index`` means, and ``dy`` in the same order."""
+def _flat_index(problem: Problem, dx: Array, index: Array, n: slice) -> tuple[Array, Array]:
+    """Some images of ``dx`` in memory order, and the places in it that ``index`` means."""
     images, area = n.stop - n.start, problem.H * problem.W
+    image, channel = np.arange(images, dtype=np.int64)[:, None, None, None], np.arange(problem.C)[:, None, None]
     if dx.flags.c_contiguous:
-        target = dx[n].reshape(-1)
-        base = np.arange(images * problem.C, dtype=np.int64).reshape(images, problem.C, 1, 1) * area
-        where = index[n] + base
-        return target, where.reshape(-1), dy[n].reshape(-1)
-    target = dx[n].transpose(0, 2, 3, 1).reshape(-1)
-    base = np.arange(images, dtype=np.int64).reshape(images, 1, 1, 1) * area
-    where = (index[n].transpose(0, 2, 3, 1) + base) * problem.C + np.arange(problem.C)
-    return target, where.reshape(-1), dy[n].transpose(0, 2, 3, 1).reshape(-1)
+        return dx[n].reshape(-1), index[n] + (image * problem.C + channel) * area
+    where = index[n] * problem.C
+    where += image * (area * problem.C) + channel
+    return dx[n].transpose(0, 2, 3, 1).reshape(-1), where
 
 
 def avg_forward(problem: Pool2dProblem, x: Array, y: Array) -> None:
-    """The mean of each window: a sum of taps, then one division. No memory beyond the output."""
-    taps, divisors = list(_taps(problem)), _divisors(problem, y.dtype)
+    """The mean of each window: rows added, then columns, then one division. Extra memory: the rows of a block."""
+    vertical, horizontal = _axis_taps(problem, 0, problem.H, problem.P), _axis_taps(problem, 1, problem.W, problem.Q)
+    band, divisors = _band(problem, x.dtype), _divisors(problem, y.dtype)
 
     def block(n: slice) -> None:
         source, total = x[n], y[n]
-        total[...] = 0
-        for _, rows, columns, windows in taps:
-            total[windows] += source[:, :, rows, columns]
+        if band is None or not _last_axis_is_dense(source):
+            _sum_taps(source, vertical, horizontal, total)
+        else:
+            rows = np.empty((*source.shape[:2], problem.P, problem.W), source.dtype)
+            _sum_rows(source, vertical, rows)
+            sums = rows.reshape(-1, problem.W) @ band
+            # the product multiplies what a window does not cover by 0: NaN where that is not finite
+            if np.isfinite(sums.sum()):
+                np.copyto(total, sums.reshape(total.shape))
+            else:
+                _sum_taps(source, vertical, horizontal, total)
         total /= divisors
 
-    _over_images(block, x, y)
+    _over_images(block, x, y, blas=band is not None)
+
+
+def _sum_rows(source: Array, vertical: AxisTaps, rows: Array) -> None:
+    if all(p == slice(0, rows.shape[2]) for p, _ in vertical):
+        np.copyto(rows, source[:, :, vertical[0][1]])
+        rest = vertical[1:]
+    else:
+        rows[...] = 0
+        rest = vertical
+    for p, h in rest:
+        rows[:, :, p] += source[:, :, h]
+
+
+def _sum_taps(source: Array, vertical: AxisTaps, horizontal: AxisTaps, total: Array) -> None:
+    total[...] = 0
+    for p, h in vertical:
+        for q, w in horizontal:
+            total[:, :, p, q] += source[:, :, h, w]
 
 
 def avg_backward(problem: Pool2dProblem, dy: Array, dx: Array) -> None:
-    """Each element's share of the windows that cover it. Extra memory: the output of a block."""
-    taps, divisors = list(_taps(problem)), _divisors(problem, dx.dtype)
+    """Each element's share of the windows that cover it: the transpose of :func:`avg_forward`, in its two steps."""
+    vertical, horizontal = _axis_taps(problem, 0, problem.H, problem.P), _axis_taps(problem, 1, problem.W, problem.Q)
+    band, divisors = _band(problem, dx.dtype), _divisors(problem, dx.dtype)
 
     def block(n: slice) -> None:
-        share, target = dy[n] / divisors, dx[n]
+        target = dx[n]
+        share = np.divide(dy[n], divisors, order="C")
+        if band is not None and _last_axis_is_dense(target):
+            rows = share.reshape(-1, problem.Q) @ band.T
+            if np.isfinite(rows.sum()):
+                _spread_rows(rows.reshape(*share.shape[:3], problem.W), vertical, target)
+                return
         target[...] = 0
-        for _, rows, columns, windows in taps:
-            target[:, :, rows, columns] += share[windows]
+        for p, h in vertical:
+            for q, w in horizontal:
+                target[:, :, h, w] += share[:, :, p, q]
 
-    _over_images(block, dx, dy)
+    _over_images(block, dx, dy, blas=band is not None)
+
+
+def _spread_rows(rows: Array, vertical: AxisTaps, target: Array) -> None:
+    target[...] = 0
+    for p, h in vertical:
+        target[:, :, h] += rows[:, :, p]
+
+
+def _band(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array | None:
+    """``[W, Q]`` of ones where window ``q`` covers column ``w``; ``None`` where rows are so long that adding taps is
+    faster than a product whose work grows with the row."""
+    if problem.W > _LONGEST_BAND:
+        return None
+    band = np.zeros((problem.W, problem.Q), dtype)
+    for q, w in _axis_taps(problem, 1, problem.W, problem.Q):
+        band[np.arange(problem.W)[w], np.arange(problem.Q)[q]] += 1
+    return band
+
+
+def _last_axis_is_dense(a: Array) -> bool:
+    return a.strides[3] == a.itemsize
 
 
 def _divisors(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array:
@@ -188,54 +268,98 @@ def _divisors(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array:
 
 def adaptive_max_forward(problem: AdaptivePool2dProblem, x: Array, y: Array, index: Array | None) -> None:
     """The maximum of each adaptive window. Extra memory: a window of a block."""
+    uniform = _uniform(problem)
+    if uniform is not None and uniform.kernel != (problem.H, problem.W):
+        max_forward(uniform, x, y, index)
+        return
     windows = list(_windows(problem))
 
     def block(n: slice) -> None:
-        source = x[n]
         for p, q, h, w in windows:
-            values = source[:, :, h, w]
-            flat = values.reshape(*values.shape[:2], -1)
-            flat.max(axis=2, out=y[n, :, p, q])
-            if index is not None:
-                place = _last_nan_or_first_maximum(flat)
-                width = w.stop - w.start
-                index[n, :, p, q] = (place // width + h.start) * problem.W + place % width + w.start
+            values = x[n, :, h, w].reshape(n.stop - n.start, problem.C, -1)
+            if index is None:
+                values.max(axis=2, out=y[n, :, p, q])
+                continue
+            place = values.argmax(axis=2)[..., None]
+            best = np.take_along_axis(values, place, axis=2)[..., 0]
+            if np.isnan(best.max()):  # argmax finds the first NaN; torch's index is the last one's
+                last = values.shape[2] - 1 - np.isnan(values)[..., ::-1].argmax(axis=2)
+                place[..., 0] = np.where(np.isnan(best), last, place[..., 0])
+            y[n, :, p, q] = best
+            down, right = np.divmod(place[..., 0], w.stop - w.start)
+            index[n, :, p, q] = (down + h.start) * problem.W + right + w.start
 
     _over_images(block, x, y)
 
 
-def _last_nan_or_first_maximum(values: Array) -> Array:
-    place = values.argmax(axis=2)
-    nan = np.isnan(values)
-    if nan.any():
-        last = values.shape[2] - 1 - nan[..., ::-1].argmax(axis=2)
-        place = np.where(nan.any(axis=2), last, place)
-    return place
+def _uniform(problem: AdaptivePool2dProblem) -> Pool2dProblem | None:
+    """The ordinary pooling with the same windows, where they all have one size and one distance."""
+    kernel, stride = [], []
+    for size, count in ((problem.H, problem.P), (problem.W, problem.Q)):
+        bounds = adaptive_bounds(size, count)
+        lengths, steps = {b - a for a, b in bounds}, {b[0] - a[0] for a, b in pairwise(bounds)} or {size}
+        if len(lengths) > 1 or len(steps) > 1 or steps == {0}:
+            return None
+        kernel.append(lengths.pop())
+        stride.append(steps.pop())
+    kernels, strides = (kernel[0], kernel[1]), (stride[0], stride[1])
+    return Pool2dProblem(problem.N, problem.C, problem.H, problem.W, kernels, strides, (0, 0))
 
 
 def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: Array, y: Array) -> None:
-    """The mean of each adaptive window. No memory beyond the output."""
-    windows = list(_windows(problem))
+    """The mean of each adaptive window: one product per plane with the windows as a matrix where planes are small."""
+    windows, cover = list(_windows(problem)), _cover(problem, x.dtype)
+    areas = _areas(problem, y.dtype)
 
     def block(n: slice) -> None:
+        source, total = x[n], y[n]
+        if cover is not None and source.flags.c_contiguous:
+            sums = source.reshape(-1, problem.H * problem.W) @ cover
+            if np.isfinite(sums.sum()):  # else NaN may have met a 0 of a window that does not hold it
+                np.divide(sums.reshape(total.shape), areas, out=total)
+                return
         for p, q, h, w in windows:
-            x[n, :, h, w].mean(axis=(2, 3), out=y[n, :, p, q])
+            source[:, :, h, w].sum(axis=(2, 3), out=total[:, :, p, q])
+        total /= areas
 
-    _over_images(block, x, y)
+    _over_images(block, x, y, blas=cover is not None)
 
 
 def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: Array, dx: Array) -> None:
     """Each element's share of the windows that cover it, windows in order."""
-    windows = list(_windows(problem))
+    windows, cover = list(_windows(problem)), _cover(problem, dx.dtype)
+    areas = _areas(problem, dx.dtype)
 
     def block(n: slice) -> None:
-        target = dx[n]
+        target, share = dx[n], np.divide(dy[n], areas, order="C")
+        if problem.P == problem.Q == 1:
+            np.copyto(target, share)
+            return
+        if cover is not None and target.flags.c_contiguous:
+            spread = share.reshape(-1, problem.P * problem.Q) @ cover.T
+            if np.isfinite(spread.sum()):
+                np.copyto(target, spread.reshape(target.shape))
+                return
         target[...] = 0
         for p, q, h, w in windows:
-            share = dy[n, :, p, q] / dx.dtype.type((h.stop - h.start) * (w.stop - w.start))
-            target[:, :, h, w] += share[:, :, None, None]
+            target[:, :, h, w] += share[:, :, p, q, None, None]
 
-    _over_images(block, dx, dy)
+    _over_images(block, dx, dy, blas=cover is not None)
+
+
+def _cover(problem: AdaptivePool2dProblem, dtype: np.dtype[Any]) -> Array | None:
+    """``[H·W, P·Q]`` of ones where a window holds an element; ``None`` where that is more work than adding."""
+    if problem.P * problem.Q > _MOST_COVERED:
+        return None
+    cover = np.zeros((problem.H, problem.W, problem.P, problem.Q), dtype)
+    for p, q, h, w in _windows(problem):
+        cover[h, w, p, q] = 1
+    return cover.reshape(problem.H * problem.W, -1)
+
+
+def _areas(problem: AdaptivePool2dProblem, dtype: np.dtype[Any]) -> Array:
+    sizes = [[b - a for a, b in adaptive_bounds(n, m)] for n, m in ((problem.H, problem.P), (problem.W, problem.Q))]
+    return np.multiply.outer(sizes[0], sizes[1]).astype(dtype)
 
 
 def _windows(problem: AdaptivePool2dProblem) -> Iterator[tuple[int, int, slice, slice]]:
@@ -244,13 +368,14 @@ def _windows(problem: AdaptivePool2dProblem) -> Iterator[tuple[int, int, slice, 
             yield p, q, slice(top, bottom), slice(left, right)
 
 
-def _over_images(block: Any, large: Array, small: Array) -> None:
+def _over_images(block: Callable[[slice], None], large: Array, small: Array, blas: bool = False) -> None:
     """Runs ``block`` on ranges of images, several threads at a time."""
     images = large.shape[0]
     image_bytes = max(1, large.nbytes // max(1, images))
     parallel_for(
         images,
-        quiet(lambda start, stop: block(slice(start, stop))),
+        lambda start, stop: block(slice(start, stop)),
         bytes_moved=large.nbytes + small.nbytes,
         block=max(1, _BLOCK_BYTES // image_bytes),
+        blas=blas,
     )
