@@ -21,9 +21,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def as_array(tensor: torch.Tensor) -> Array:
     """The tensor's values in its compute dtype; a view of the same memory unless it is a half type."""
-    tensor = tensor.detach()
-    wide = _COMPUTE.get(tensor.dtype)
-    return (tensor if wide is None else tensor.to(wide)).numpy()
+    if tensor.dtype in _COMPUTE:
+        tensor = tensor.to(_COMPUTE[tensor.dtype])
+    return tensor.numpy(force=True)  # "force": also of tensors that require grad; still no copy
 
 
 def is_channels_last(tensor: torch.Tensor) -> bool:
@@ -32,10 +32,10 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
     The same tie-break as torch's ``suggest_memory_format``: a plainly contiguous tensor is not, even where its strides
     (one channel, one pixel) would allow both readings.
     """
-    _, channels, height, width = tensor.shape
-    if tensor.is_contiguous() and channels != 1 and (height != 1 or width != 1):
+    shape = tensor.shape
+    if tensor.is_contiguous() and shape[1] != 1 and (shape[2] != 1 or shape[3] != 1):
         return False
-    shape, strides = tensor.shape, tensor.stride()
+    strides = tensor.stride()
     least = 0
     for d in (1, 3, 2, 0):
         if shape[d] == 0 or strides[d] < least:

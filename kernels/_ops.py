@@ -22,7 +22,10 @@ def define(
     fake: Callable[..., Any],
     vmap: Callable[[Any], VmapRule],
 ) -> Any:
-    """Registers an op and returns its overload, ready to call.
+    """Registers an op and returns a function that calls it.
+
+    Where nobody watches the dispatcher (no tracing, no mode, no functorch transform, no profiler, plain tensors), the
+    function calls the kernel itself: 0.4 us instead of 4.5 us for the way through the dispatcher and back.
 
     Args:
         schema: ``name(Tensor x, ...) -> Tensor`` in the dispatcher's language.
@@ -38,7 +41,23 @@ def define(
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     op = getattr(torch.ops.tilesmith, name).default
     torch.library.register_vmap(qualified, vmap(op), lib=_LIBRARY)
-    return op
+
+    def call(*args: Any) -> Any:
+        if (
+            not torch.compiler.is_compiling()
+            and type(args[0]).__torch_dispatch__ is _NO_DISPATCH
+            and not torch._C._are_functorch_transforms_active()
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._autograd._profiler_enabled()
+            and not args[0].is_meta
+        ):
+            return kernel(*args)
+        return op(*args)
+
+    return call
+
+
+_NO_DISPATCH = torch.Tensor.__torch_dispatch__  # of tensors and parameters; subclasses with a dispatch have their own
 
 
 def front(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

@@ -73,10 +73,7 @@ def conv2d(
         ValueError: an unknown activation.
         BackendUnavailable: no backend can serve the tensors' device.
     """
-    _check_tensor("conv2d", "input", input)
-    _check_tensor("conv2d", "weight", weight)
-    if bias is not None:
-        _check_tensor("conv2d", "bias", bias)
+    _check_tensors("conv2d", input, weight, bias)
     stride = _pair("conv2d", "stride", stride)
     dilation = _pair("conv2d", "dilation", dilation)
     if input.dim() not in (3, 4):
@@ -90,7 +87,10 @@ def conv2d(
             f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} "
             f"elements, but got bias of size {list(bias.shape)} instead"
         )
-    sides = _sides(padding, input.shape[-2:], weight.shape[-2:], stride, dilation)
+    if isinstance(padding, str):
+        sides = _named_sides(padding, input.shape[-2:], weight.shape[-2:], stride, dilation)
+    else:
+        sides = _sides(padding)
     input, weight, bias = _autocast(input, weight, bias)
     _check_operands("conv2d", input, weight, bias)
     batched = input.dim() == 4
@@ -124,10 +124,7 @@ def linear(
         ValueError: an unknown activation.
         BackendUnavailable: no backend can serve the tensors' device.
     """
-    _check_tensor("linear", "input", input)
-    _check_tensor("linear", "weight", weight)
-    if bias is not None:
-        _check_tensor("linear", "bias", bias)
+    _check_tensors("linear", input, weight, bias)
     if input.dim() == 0 or weight.dim() not in (1, 2) or input.shape[-1] != weight.shape[-1]:
         raise RuntimeError(
             "mat1 and mat2 shapes cannot be multiplied: linear() needs an input [..., in_features] and a weight "
@@ -350,6 +347,8 @@ def _softmax(
 
 def _pair(op: str, name: str, value: Any) -> tuple[int, int]:
     """One number or two of them, as (height, width)."""
+    if type(value) is int:
+        return value, value
     if type(value) is tuple and len(value) == 2 and type(value[0]) is int and type(value[1]) is int:
         return value  # what a module passes, each call
     if _is_int(value):
@@ -367,27 +366,31 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
 
 
-def _sides(
-    padding: Any, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """Padding in any of its spellings, as (top, bottom, left, right)."""
-    if isinstance(padding, str):
-        if padding == "valid":
-            return 0, 0, 0, 0
-        if padding != "same":
-            raise RuntimeError(f"Invalid padding string: {padding!r}: padding must be 'valid', 'same' or numbers")
-        sides = []
-        for H, R, s, d in zip(size, kernel, stride, dilation, strict=True):
-            if s <= 0:
-                raise RuntimeError(f"non-positive stride is not supported: stride is {stride}")
-            total = max((-(-H // s) - 1) * s + d * (R - 1) + 1 - H, 0)
-            sides += [total // 2, total - total // 2]
-        return sides[0], sides[1], sides[2], sides[3]
-    if isinstance(padding, Sequence) and len(padding) == 2 and all(isinstance(side, Sequence) for side in padding):
-        (top, bottom), (left, right) = (_pair("conv2d", "padding", side) for side in padding)
+def _sides(padding: Any) -> tuple[int, int, int, int]:
+    """Padding in numbers, as (top, bottom, left, right)."""
+    sides = padding if type(padding) is not int and isinstance(padding, Sequence) else ()
+    if len(sides) == 2 and isinstance(sides[0], Sequence):
+        (top, bottom), (left, right) = (_pair("conv2d", "padding", side) for side in sides)
         return top, bottom, left, right
     height, width = _pair("conv2d", "padding", padding)
     return height, height, width, width
+
+
+def _named_sides(
+    padding: str, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Padding by name, as (top, bottom, left, right)."""
+    if padding == "valid":
+        return 0, 0, 0, 0
+    if padding != "same":
+        raise RuntimeError(f"Invalid padding string: {padding!r}: padding must be 'valid', 'same' or numbers")
+    sides = []
+    for H, R, s, d in zip(size, kernel, stride, dilation, strict=True):
+        if s <= 0:
+            raise RuntimeError(f"non-positive stride is not supported: stride is {stride}")
+        total = max((-(-H // s) - 1) * s + d * (R - 1) + 1 - H, 0)
+        sides += [total // 2, total - total // 2]
+    return sides[0], sides[1], sides[2], sides[3]
 
 
 def _window(op: str, kernel_size: Any, stride: Any, padding: Any, dilation: Any) -> tuple[int, ...]:
@@ -435,6 +438,17 @@ def _autocast(*tensors: torch.Tensor | None) -> Any:
 def _check_tensor(op: str, name: str, value: Any) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}(): argument '{name}' must be Tensor, not {type(value).__name__}")
+
+
+def _check_tensors(op: str, input: Any, weight: Any, bias: Any) -> None:
+    if not (
+        isinstance(input, torch.Tensor)
+        and isinstance(weight, torch.Tensor)
+        and (bias is None or isinstance(bias, torch.Tensor))
+    ):
+        _check_tensor(op, "input", input)
+        _check_tensor(op, "weight", weight)
+        _check_tensor(op, "bias", bias)
 
 
 def _check_dtype(op: str, input: torch.Tensor, allowed: tuple[torch.dtype, ...]) -> None:

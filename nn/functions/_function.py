@@ -18,7 +18,9 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def call(cls, *args: Any) -> Any:
-        """Applies the function; all arguments by position."""
+        """Applies the function; all arguments by position. Without grad mode it is its forward and nothing else."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cls.apply(*args)
+        if not torch.is_grad_enabled():
+            return cls.forward(*args)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]

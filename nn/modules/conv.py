@@ -73,7 +73,11 @@ class Conv2d(FusedActivation, torch.nn.Conv2d):
     def _pad(self, input: torch.Tensor) -> torch.Tensor:
         """The input with its border reflected, replicated or wrapped around."""
         size = input.shape[-2:]
-        top, bottom, left, right = F._sides(self.padding, size, self.kernel_size, self.stride, self.dilation)
+        if isinstance(self.padding, str):
+            sides = F._named_sides(self.padding, size, self.kernel_size, self.stride, self.dilation)
+        else:
+            sides = F._sides(self.padding)
+        top, bottom, left, right = sides
         return torch.nn.functional.pad(input, (left, right, top, bottom), mode=self.padding_mode)
 
 
