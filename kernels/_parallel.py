@@ -60,15 +60,15 @@ def parallel_for(
         with _blas.one_thread():
             parallel_for(n, body, bytes_moved=bytes_moved, block=block)
         return
-    block = n if block is None else max(1, min(block, n))
-    workers = max(1, min(torch.get_num_threads(), worthwhile))
+    size = n if block is None else max(1, min(block, n))
 
     @quiet  # NumPy's error state is each thread's own
     def run(start: int, stop: int) -> None:
-        for first in range(start, stop, block):
-            body(first, min(first + block, stop))
+        for first in range(start, stop, size):
+            body(first, min(first + size, stop))
 
-    if workers == 1:
+    workers = min(torch.get_num_threads(), worthwhile)
+    if workers <= 1:
         run(0, n)
         return
     bounds = [n * i // workers for i in range(workers + 1)]

@@ -24,10 +24,11 @@ from examples.training import Evaluation, Options, evaluate, largest_relative_di
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 # One window of a max pooling whose two largest values differ by less than a rounding sends its gradient elsewhere, and
-# training amplifies that: over five seeds at batch sizes 8 and 32 the losses of torch's first epoch moved by 1e-6 to
-# 6e-2 when oneDNN was switched off, and by 3e-7 to 3e-2 when the initial weights were changed in the last bit. So this
-# bound only says that both learn the same; the next one, at equal weights, is the sharp one.
-FLOAT32_TRAINING_BOUND = 0.1
+# training amplifies that: at batch size 8 the losses of torch's first epoch moved by 1e-6 to 1e-1 (seeds 0 to 5) when
+# oneDNN was switched off, and by 5e-5 to 3e-2 (seeds 0 to 4) when the initial weights changed in the last bit. Which
+# seed moves how far depends on the processor, so this bound says little more than that both learn the same; the next
+# one, at equal weights, is the sharp one.
+FLOAT32_TRAINING_BOUND = 0.2
 # Losses of 0.5 to 2.3 at equal weights: 1.9e-7 measured, for ours and for torch without oneDNN alike. A float32 has a
 # relative spacing of 1.2e-7; this leaves other processors' summation orders ten times what was seen.
 FLOAT32_STEP_BOUND = 2e-6

@@ -162,12 +162,14 @@ def test_threads_do_not_change_a_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(32, 16, 20, 20, generator=generator, requires_grad=True)
     w = torch.randn(16, 16, 3, 3, generator=generator, requires_grad=True)
+    v = torch.randn(300, 16 * 400, generator=generator, requires_grad=True)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         y = F.avg_pool2d(F.max_pool2d(F.conv2d(x, w, padding=1), 3, 2, 1), 3, 2, 1)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x, w])])
+        z = F.softmax(F.linear(x.flatten(1), v), 1)
+        results.append([y, z, *torch.autograd.grad(y.square().sum() + z.square().sum(), [x, w, v])])
     torch.set_num_threads(before)
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

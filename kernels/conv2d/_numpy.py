@@ -8,8 +8,9 @@ one product per group does the arithmetic. The matrix lies in memory as its sour
 - pixels (channels-last, enough channels): a pixel's window is a few runs of its channels, without extra columns.
 - windows: everything else, element by element along the output rows.
 
-Depthwise convolution is the same with one channel a group: that took half the time of multiplying and adding tap by
-tap, except in channels-last memory, which has a path of its own.
+Depthwise convolution has no product to make. Its source is staged in channels-last order, and windows are weighted and
+summed where they lie, one ``einsum`` a block with output rows of all channels as runs: 1.5 times as fast as columns in
+NCHW, 3 times in channels-last memory.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _BLOCK_BYTES = 2 * 1024 * 1024
 # Partial weight gradients that are summed at the end: enough for every core to have some, bounded in memory.
 _MAX_SLABS = 16
 _SLAB_BYTES = 32 * 1024 * 1024
+# Bytes of a block per byte of its output where windows are summed in place: source, product, result, and as much again.
+_CHANNELS_FACTOR = 3
 # Channels a group from which on a pixel's channels are a run worth copying.
 _PIXEL_CHANNELS = 8
 
@@ -56,7 +59,7 @@ class _Geometry:
     dilation: tuple[int, int]
     top: int
     left: int
-    layout: str  # of columns: "runs", "pixels" or "windows"
+    layout: str  # of columns: "runs", "pixels" or "windows"; or "channels", which has none
     staged: bool  # the source is copied into a padded buffer first
 
     @property
@@ -72,6 +75,11 @@ class _Geometry:
     def height(self, rows: int) -> int:
         """Height of the staged source of ``rows`` output rows."""
         return (rows - 1) * self.stride[0] + (self.R - 1) * self.dilation[0] + 1
+
+    @property
+    def pixels_and_run(self) -> tuple[int, int]:
+        """How an output row of all channels, ``Q·G`` elements in channels-last memory, is cut into runs."""
+        return (1, self.Q * self.G) if self.stride[1] == 1 else (self.Q, self.G)
 
     @property
     def taps(self) -> int:
@@ -93,8 +101,11 @@ def _geometry(
     R, S = problem.R, problem.S
     if _is_channels_last(source) and C >= _PIXEL_CHANNELS:
         layout = "pixels"
+    elif C == K == 1 and G >= _PIXEL_CHANNELS:
+        layout = "channels"
     else:
-        layout = "runs" if stride == (1, 1) else "windows"
+        # fewer rows of columns than of outputs: copying rows of them is less than dropping columns of outputs
+        layout = "runs" if stride == (1, 1) and C * R * S >= K else "windows"
     g = _Geometry(N, C, K, G, R, S, H, W, *size, stride, problem.dilation, top, left, layout, staged=True)
     if layout == "runs":
         in_place = g.Q <= W and _rows_are_dense(source)
@@ -131,6 +142,9 @@ def _blocks(g: _Geometry, itemsize: int, rows: int) -> list[_Block]:
     row_bytes = (g.taps + g.K) * g.pitch * itemsize
     rows = max(min(rows, g.P), min(g.P, _BLOCK_BYTES // row_bytes))
     groups = max(1, min(g.G, _BLOCK_BYTES // (row_bytes * rows)))
+    if g.layout == "channels":  # all of them make the longest runs
+        groups, row_bytes = g.G, _CHANNELS_FACTOR * g.G * g.pitch * itemsize
+        rows = max(1, min(g.P, _BLOCK_BYTES // row_bytes))
     images = max(1, min(g.N, _BLOCK_BYTES // (row_bytes * rows * groups)))
     return [_Block(n, k, p) for n in _cut(g.N, images) for k in _cut(g.G, groups) for p in _cut(g.P, rows)]
 
@@ -180,7 +194,7 @@ def _stage(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Arr
         return source[block.images, channels, first : first + height, :width]
     vertical, inside_h = _overlap(first, height, g.H)
     horizontal, inside_w = _overlap(-g.left, width, g.W)
-    staged = scratch.planes("staged", g.layout == "pixels", images, groups * g.C, height, width)
+    staged = scratch.planes("staged", g.layout in ("pixels", "channels"), images, groups * g.C, height, width)
     staged[:, :, : vertical.start] = 0
     staged[:, :, vertical.stop :] = 0
     staged[:, :, vertical, : horizontal.start] = 0
@@ -232,6 +246,15 @@ def _run_columns(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) 
     columns = scratch.get("columns", groups, g.S, g.R, g.C, images, length)
     by_row = columns.reshape(groups, g.S, g.R, g.C, images, rows, g.pitch)
     needed = length - g.pitch + g.Q  # what lies behind may stay stale: no output depends on it
+    down, right = g.dilation[0] * g.pitch, g.dilation[1]
+    start = first * g.pitch - left
+    in_rows = left == 0 and (g.staged or g.width <= g.W)
+    if in_rows and start >= 0 and start + (g.R - 1) * down + (g.S - 1) * right + needed <= size:
+        # nothing leaves its row or plane: all taps in one copy
+        shape = (groups, g.S, g.R, g.C, images, needed)
+        shifted = as_strided(planes[..., start:], shape, (c * g.C, right * item, down * item, c, n, item))
+        np.copyto(columns[..., :needed], shifted)
+        return columns.reshape(groups, g.taps, images * length)
     for s in range(g.S):
         shift = s * g.dilation[1] - left
         for r in range(g.R):
@@ -272,6 +295,21 @@ def _matrix(g: _Geometry, outputs: Array, scratch: _Scratch, name: str) -> tuple
     return matrix, buffer[..., : g.Q]
 
 
+def _channel_windows(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Array:
+    """The windows of every pixel, ``[images, rows, R, S, pixels, run]``, as a view of the staged source.
+
+    A run is a whole row of pixels with their channels where they are neighbours, else one pixel's channels.
+    """
+    images, _, rows = block.sizes
+    staged = _stage(g, source, block, scratch).transpose(0, 2, 3, 1)
+    n, h, w, c = staged.strides
+    return as_strided(
+        staged,
+        (images, rows, g.R, g.S, *g.pixels_and_run),
+        (n, h * g.stride[0], h * g.dilation[0], w * g.dilation[1], w * g.stride[1], c),
+    )
+
+
 def _gradient(g: _Geometry, dy: Array, block: _Block, scratch: _Scratch) -> Array:
     """The outputs' gradient as a matrix ``[groups, K, images·rows·pitch]``, zero in columns that straddle rows."""
     outputs = dy[block.images, block.channels(g.K), block.rows]
@@ -289,10 +327,28 @@ def _matrix_weights(g: _Geometry, weights: Array) -> Array:
     return np.ascontiguousarray(weights).reshape(g.G, g.K, g.taps)
 
 
+def _multiply(g: _Geometry, weights: Array, columns: Array, target: Array, scratch: _Scratch) -> Array | None:
+    """The products of a block: written into ``target``, or in a buffer of which the part that belongs there returns."""
+    images, channels = target.shape[:2]
+    if g.pitch == g.Q and _rows_are_dense(target):  # one product an image
+        by_image = columns.reshape(channels // g.K, g.taps, images, -1).transpose(2, 0, 1, 3)
+        np.matmul(weights, by_image, out=target.reshape(images, channels // g.K, g.K, -1))
+        return None
+    product, result = _matrix(g, target, scratch, "product")
+    np.matmul(weights, columns, out=product)
+    return result
+
+
+def _row_weights(g: _Geometry, weights: Array) -> Array:
+    """``[G, 1, 1, R, S]`` as ``[R, S, pixels, run]``: repeated for each pixel of an output row."""
+    by_tap = weights.reshape(g.G, g.R, g.S).transpose(1, 2, 0)[:, :, None]
+    return np.ascontiguousarray(np.broadcast_to(by_tap, (g.R, g.S, g.Q, g.G))).reshape(g.R, g.S, *g.pixels_and_run)
+
+
 def _correlate(g: _Geometry, source: Array, weights: Array, bias: Array | None, activation: str, target: Array) -> None:
     """``target = act(correlate(source, weights [G, K, C, R, S]) + bias)``."""
     blocks = _blocks(g, target.itemsize, rows=1)
-    matrix_weights = _matrix_weights(g, weights)
+    factors = _row_weights(g, weights) if g.layout == "channels" else _matrix_weights(g, weights)
 
     @quiet
     def run(start: int, stop: int) -> None:
@@ -300,8 +356,13 @@ def _correlate(g: _Geometry, source: Array, weights: Array, bias: Array | None, 
         for block in blocks[start:stop]:
             outputs = block.channels(g.K)
             destination = target[block.images, outputs, block.rows]
-            product, result = _matrix(g, destination, scratch, "product")
-            np.matmul(matrix_weights[block.groups], _columns(g, source, block, scratch), out=product)
+            result: Array | None
+            if g.layout == "channels":
+                result = scratch.planes("product", True, *destination.shape)
+                product = result.transpose(0, 2, 3, 1).reshape(*block.sizes[::2], *g.pixels_and_run)
+                np.einsum("nprsqc,rsqc->npqc", _channel_windows(g, source, block, scratch), factors, out=product)
+            else:
+                result = _multiply(g, factors[block.groups], _columns(g, source, block, scratch), destination, scratch)
             if bias is not None:
                 np.add(destination if result is None else result, bias[outputs, None, None], out=destination)
             elif result is not None:
@@ -340,7 +401,7 @@ def input_grad(problem: Conv2dProblem, dy: Array, w: Array, dx: Array) -> None:
 
 def _scatter(g: _Geometry, dy: Array, weights: Array, dx: Array) -> None:
     """``dx`` as products ``weights [G, K, C, R, S] · dy``, each tap's row added to the elements it was taken from."""
-    g = replace(g, staged=True)
+    g = replace(g, staged=True, layout="windows" if g.layout == "channels" else g.layout)
     blocks = _blocks(g, dx.itemsize, rows=g.P)
     matrix_weights = np.ascontiguousarray(_matrix_weights(g, weights).swapaxes(1, 2))
     vertical = [_meeting(r * g.dilation[0] - g.top, g.stride[0], g.H, g.P) for r in range(g.R)]
@@ -425,6 +486,17 @@ def _accumulate(g: _Geometry, x: Array, dy: Array, dw: Array, db: Array | None) 
         scratch = _Scratch(dw.dtype)
         for slab in range(start, stop):
             for block in blocks[len(blocks) * slab // slabs : len(blocks) * (slab + 1) // slabs]:
+                if g.layout == "channels":
+                    gradient = scratch.get("gradient", *block.sizes[::2], *g.pixels_and_run)
+                    by_pixel = gradient.reshape(*block.sizes[::2], g.Q, g.G)
+                    np.copyto(by_pixel, dy[block.images, :, block.rows].transpose(0, 2, 3, 1))
+                    windows = _channel_windows(g, x, block, scratch)
+                    by_run = np.einsum("nprsqc,npqc->rsqc", windows, gradient)
+                    sums = by_run.reshape(g.R, g.S, g.Q, g.G).sum(axis=2)
+                    partial[slab] += sums.transpose(2, 1, 0).reshape(g.G, g.taps, 1)
+                    if db is not None:
+                        partial_bias[slab, :, 0] += by_pixel.sum(axis=(0, 1)).sum(axis=0)
+                    continue
                 columns = _columns(g, x, block, scratch)
                 gradient = _gradient(g, dy, block, scratch)
                 # taps by outputs: the BLAS does 140 GFLOP/s this way round and 95 the other

@@ -1,0 +1,1 @@
+"""Benchmarks of every op beside torch's: ``pytest --benchmark``."""
