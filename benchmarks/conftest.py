@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,12 +31,6 @@ _OWN_TABLE: dict[str, Any] = {
     "histogram": [],
     "verbose": False,
 }
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--benchmark-table", metavar="FILE", type=Path, help="also write the tables of benchmarks to FILE as Markdown"
-    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
