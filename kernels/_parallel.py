@@ -18,8 +18,9 @@ from . import _blas
 # Decorator of NumPy kernels: an overflow or an invalid operation is a result (inf, NaN), as in torch, not a warning.
 quiet = np.errstate(all="ignore")
 
-# Handing a range to a worker costs about 30 us (condition variables); below this much traffic it does not pay.
-MIN_BYTES_PER_WORKER = 256 * 1024
+# Handing a range to a worker costs 50 to 100 us (condition variables, the interpreter lock); below this much traffic it
+# does not pay.
+MIN_BYTES_PER_WORKER = 1024 * 1024
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0

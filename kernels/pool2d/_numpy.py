@@ -204,8 +204,9 @@ def avg_backward(problem: Pool2dProblem, dy: Array, dx: Array) -> None:
 
     def block(n: slice) -> None:
         target = dx[n]
-        share = np.divide(dy[n], divisors, order="C")
-        if band is not None and _last_axis_is_dense(target):
+        by_rows = band is not None and _last_axis_is_dense(target)
+        share = np.divide(dy[n], divisors, order="C" if by_rows else "K")  # in the order that is read next
+        if band is not None and by_rows:
             rows = share.reshape(-1, problem.Q) @ band.T
             if np.isfinite(rows.sum()):
                 _spread_rows(rows.reshape(*share.shape[:3], problem.W), vertical, target)
@@ -318,7 +319,8 @@ def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: Array, dx: Array) 
     areas = _areas(problem, dx.dtype)
 
     def block(n: slice) -> None:
-        target, share = dx[n], np.divide(dy[n], areas, order="C")
+        target = dx[n]
+        share = np.divide(dy[n], areas, order="C" if target.flags.c_contiguous else "K")
         if problem.P == problem.Q == 1:
             np.copyto(target, share)
             return
