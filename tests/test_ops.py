@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
+from tilesmith.kernels import _parallel
 from tilesmith.nn import functional
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .cases import CASES, CONV2D, POOL2D
+from .cases import CASES, CONV2D, LINEAR, POOL2D
 from .harness import (
     FLOATS,
     LAYOUTS,
@@ -53,6 +55,17 @@ def check_against_oracle(case: Case, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
     check_against_oracle(case, dtype, "contiguous")
+
+
+@pytest.mark.parametrize("case", CONV2D + POOL2D + LINEAR, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("block_bytes", [1, 1500])
+def test_many_small_blocks(case: Case, layout: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images, groups and rows in blocks of their own, on several threads: what large problems do, on small ones."""
+    for op in ("conv2d", "pool2d", "linear"):
+        monkeypatch.setattr(import_module(f"tilesmith.kernels.{op}._numpy"), "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(_parallel, "MIN_BYTES_PER_WORKER", 1)
+    check_against_oracle(case, torch.float32, layout)
 
 
 @each_case
