@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty, is_channels_last, rounded
+from .._arrays import as_array, compute_dtype, empty, empty_like, is_channels_last, rounded
 from .._ops import define, into_batch
 from ..backends import Operation
 from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
@@ -110,8 +110,13 @@ def _output(problem: Problem, x: torch.Tensor, dtype: torch.dtype) -> torch.Tens
     return empty((problem.N, problem.C, problem.P, problem.Q), dtype, x.device, is_channels_last(x))
 
 
-def _index(problem: Problem, x: torch.Tensor, wanted: bool) -> torch.Tensor:
-    return _output(problem, x, torch.int64) if wanted else empty((0,), torch.int64, x.device)
+def _outputs(
+    problem: Problem, x: torch.Tensor, dtype: torch.dtype, with_index: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    y = _output(problem, x, dtype)
+    if not with_index:
+        return y, empty((0,), torch.int64, x.device)
+    return y, empty_like(y, torch.int64)
 
 
 def _index_problem(x_shape: Sequence[int], y_shape: Sequence[int], window: Sequence[int], ceil_mode: bool) -> Problem:
@@ -124,7 +129,7 @@ def _max_forward(
     x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problem = _problem(x.shape, tuple(window), ceil_mode)
-    y, index = _output(problem, x, compute_dtype(x.dtype)), _index(problem, x, with_index)
+    y, index = _outputs(problem, x, compute_dtype(x.dtype), with_index)
     implementation = OPERATION.implementation(x.device.type)
     implementation.max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
     return rounded(y, x.dtype), index
@@ -134,14 +139,14 @@ def _max_forward_fake(
     x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problem = make_problem(x.shape, window, ceil_mode)
-    return _output(problem, x, x.dtype), _index(problem, x, with_index)
+    return _outputs(problem, x, x.dtype, with_index)
 
 
 def _adaptive_max_forward(
     x: torch.Tensor, output_size: list[int], with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problem = _adaptive_problem(x.shape, tuple(output_size))
-    y, index = _output(problem, x, compute_dtype(x.dtype)), _index(problem, x, with_index)
+    y, index = _outputs(problem, x, compute_dtype(x.dtype), with_index)
     if y.numel():
         implementation = OPERATION.implementation(x.device.type)
         implementation.adaptive_max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
@@ -152,7 +157,7 @@ def _adaptive_max_forward_fake(
     x: torch.Tensor, output_size: list[int], with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problem = make_adaptive_problem(x.shape, output_size)
-    return _output(problem, x, x.dtype), _index(problem, x, with_index)
+    return _outputs(problem, x, x.dtype, with_index)
 
 
 def _max_backward(

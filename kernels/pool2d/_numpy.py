@@ -8,6 +8,7 @@ through flat indices, in the order of the windows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -21,17 +22,20 @@ from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
 # call of NumPy ends in waiting for the interpreter lock.
 _BLOCK_BYTES = 1024 * 1024
 _LONGEST_BAND = 64  # columns of a row that a product may add: its work per output grows with the row
+_MOST_PLANE_WORK = 8192  # multiply-adds a plane of average pooling as one product: about 0.15 us
+_PLANS = 256  # problems whose slices and small matrices are kept: making them took longer than tiny inputs do
 _MOST_COVERED = 16  # windows of a plane that one product may compute
 
 AxisTaps = list[tuple[slice, slice]]
+Tap = tuple[int, slice, slice, tuple[Any, ...]]  # its number, rows and columns of the input, windows
+Window = tuple[int, int, slice, slice]  # its place in the output, its rows and columns of the input
 Problem = Pool2dProblem | AdaptivePool2dProblem
 
 
 def max_forward(problem: Pool2dProblem, x: Array, y: Array, index: Array | None) -> None:
     """The maximum of each window; ``index`` may be ``None``. Extra memory: a byte or two an output of a block."""
-    taps = list(_taps(problem))
-    first = _first_tap(problem) if index is not None else None
-    offsets, corners = _index_tables(problem)
+    taps, first_tap, offsets, corners = _max_plan(problem)
+    first = first_tap if index is not None else None
     # an unpadded first tap starts every window: copied, it saves a comparison with -inf
     first_everywhere = problem.padding == (0, 0)
 
@@ -61,7 +65,12 @@ def max_forward(problem: Pool2dProblem, x: Array, y: Array, index: Array | None)
     _over_images(block, x, y)
 
 
-def _last_nan(taps: list[Any], source: Array, code: Array) -> None:
+@lru_cache(maxsize=_PLANS)
+def _max_plan(problem: Pool2dProblem) -> tuple[list[Tap], Array, Array, Array]:
+    return list(_taps(problem)), _first_tap(problem), *_index_tables(problem)
+
+
+def _last_nan(taps: list[Tap], source: Array, code: Array) -> None:
     """Of several NaNs in a window the last one counts, and it counts more than any number."""
     for t, rows, columns, windows in taps:
         np.copyto(code[windows], code.dtype.type(t), where=np.isnan(source[:, :, rows, columns]))
@@ -77,7 +86,7 @@ def _index_tables(problem: Pool2dProblem) -> tuple[Array, Array]:
     return offsets, np.add.outer(starts[0] * problem.W, starts[1])
 
 
-def _taps(problem: Pool2dProblem) -> Iterator[tuple[int, slice, slice, tuple[Any, ...]]]:
+def _taps(problem: Pool2dProblem) -> Iterator[Tap]:
     """Each tap's number, the rows and columns of the input it meets, and the windows that it meets them for."""
     vertical = _axis_taps(problem, 0, problem.H, problem.P)
     horizontal = _axis_taps(problem, 1, problem.W, problem.Q)
@@ -121,21 +130,29 @@ def max_backward(problem: Problem, dy: Array, index: Array, dx: Array) -> None:
     """``dx.flat[index] += dy`` in each plane, windows in order. Extra memory: two indices a block."""
     order = (0, 1, 2, 3) if dx.flags.c_contiguous else (0, 2, 3, 1)  # of memory
     step = 1 if dx.flags.c_contiguous else problem.C
-    bases = _bases(problem, _images_per_block(dx), dx.flags.c_contiguous)
+    images = _images_per_block(dx)
+    bases = _bases(problem, images, dx.flags.c_contiguous)
 
-    def block(n: slice) -> None:
-        places = index[n].transpose(order) * step if step > 1 else index[n]
-        where = places + bases[: n.stop - n.start]
-        target, gradient = dx[n].transpose(order).reshape(-1), dy[n].transpose(order).reshape(-1)
-        target.fill(0)
-        if problem.overlapping:
-            # one-dimensional, aligned and of one dtype, this takes 1.4 ns an element; phases of windows that do not
-            # overlap took three times as long
-            np.add.at(target, where.reshape(-1), gradient)
-        else:
-            target[where.reshape(-1)] = gradient
+    def run(start: int, stop: int) -> None:
+        where = np.empty_like(bases)  # one for all blocks: the pages of a fresh one cost more than the additions
+        for first in range(start, stop, images):
+            n = slice(first, min(first + images, stop))
+            places = where[: n.stop - n.start]
+            if step == 1:
+                np.add(index[n], bases[: len(places)], out=places)
+            else:
+                np.multiply(index[n].transpose(order), step, out=places)
+                places += bases[: len(places)]
+            target, gradient = dx[n].transpose(order).reshape(-1), dy[n].transpose(order).reshape(-1)
+            target.fill(0)
+            if problem.overlapping:
+                # one-dimensional, aligned and of one dtype, this takes 1.4 ns an element; phases of windows that do not
+                # overlap took three times as long
+                np.add.at(target, places.reshape(-1), gradient)
+            else:
+                target[places.reshape(-1)] = gradient
 
-    _over_images(block, dx, dy)
+    parallel_for(problem.N, run, bytes_moved=dx.nbytes + dy.nbytes)
 
 
 def _bases(problem: Problem, images: int, contiguous: bool) -> Array:
@@ -158,25 +175,39 @@ def max_gather(problem: Problem, ddx: Array, index: Array, ddy: Array) -> None:
 
 def avg_forward(problem: Pool2dProblem, x: Array, y: Array) -> None:
     """The mean of each window: rows added, then columns, then one division. Extra memory: the rows of a block."""
-    vertical, horizontal = _axis_taps(problem, 0, problem.H, problem.P), _axis_taps(problem, 1, problem.W, problem.Q)
-    band, divisors = _band(problem, x.dtype), _divisors(problem, y.dtype)
+    vertical, horizontal, cover, band, divisors = _avg_plan(problem, x.dtype)
 
     def block(n: slice) -> None:
         source, total = x[n], y[n]
-        if band is None or not _last_axis_is_dense(source):
-            _sum_taps(source, vertical, horizontal, total)
-        else:
+        if cover is not None and source.flags.c_contiguous:
+            sums = source.reshape(-1, problem.H * problem.W) @ cover
+        elif band is not None and _last_axis_is_dense(source):
             rows = np.empty((*source.shape[:2], problem.P, problem.W), source.dtype)
             _sum_rows(source, vertical, rows)
             sums = rows.reshape(-1, problem.W) @ band
-            # the product multiplies what a window does not cover by 0: NaN where that is not finite
-            if np.isfinite(sums.sum()):
-                np.copyto(total, sums.reshape(total.shape))
-            else:
-                _sum_taps(source, vertical, horizontal, total)
-        total /= divisors
+        else:
+            sums = None
+        # the products multiply what a window does not cover by 0: NaN where that is not finite
+        if sums is not None and np.isfinite(sums.sum()):
+            np.divide(sums.reshape(total.shape), divisors, out=total)
+        else:
+            _sum_taps(source, vertical, horizontal, total)
+            total /= divisors
 
     _over_images(block, x, y, blas=band is not None)
+
+
+@lru_cache(maxsize=_PLANS)
+def _avg_plan(
+    problem: Pool2dProblem, dtype: np.dtype[Any]
+) -> tuple[AxisTaps, AxisTaps, Array | None, Array | None, Array]:
+    return (
+        _axis_taps(problem, 0, problem.H, problem.P),
+        _axis_taps(problem, 1, problem.W, problem.Q),
+        _plane_band(problem, dtype),
+        _row_band(problem, dtype),
+        _divisors(problem, dtype),
+    )
 
 
 def _sum_rows(source: Array, vertical: AxisTaps, rows: Array) -> None:
@@ -199,14 +230,17 @@ def _sum_taps(source: Array, vertical: AxisTaps, horizontal: AxisTaps, total: Ar
 
 def avg_backward(problem: Pool2dProblem, dy: Array, dx: Array) -> None:
     """Each element's share of the windows that cover it: the transpose of :func:`avg_forward`, in its two steps."""
-    vertical, horizontal = _axis_taps(problem, 0, problem.H, problem.P), _axis_taps(problem, 1, problem.W, problem.Q)
-    band, divisors = _band(problem, dx.dtype), _divisors(problem, dx.dtype)
+    vertical, horizontal, cover, band, divisors = _avg_plan(problem, dx.dtype)
 
     def block(n: slice) -> None:
         target = dx[n]
         by_rows = band is not None and _last_axis_is_dense(target)
         share = np.divide(dy[n], divisors, order="C" if by_rows else "K")  # in the order that is read next
-        if band is not None and by_rows:
+        if cover is not None and target.flags.c_contiguous:
+            np.matmul(share.reshape(-1, problem.P * problem.Q), cover.T, out=target.reshape(-1, len(cover)))
+            if np.isfinite(share.sum()):
+                return
+        elif band is not None and by_rows:
             rows = share.reshape(-1, problem.Q) @ band.T
             if np.isfinite(rows.sum()):
                 _spread_rows(rows.reshape(*share.shape[:3], problem.W), vertical, target)
@@ -225,14 +259,30 @@ def _spread_rows(rows: Array, vertical: AxisTaps, target: Array) -> None:
         target[:, :, h] += rows[:, :, p]
 
 
-def _band(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array | None:
+def _row_band(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array | None:
     """``[W, Q]`` of ones where window ``q`` covers column ``w``; ``None`` where rows are so long that adding taps is
     faster than a product whose work grows with the row."""
     if problem.W > _LONGEST_BAND:
         return None
-    band = np.zeros((problem.W, problem.Q), dtype)
-    for q, w in _axis_taps(problem, 1, problem.W, problem.Q):
-        band[np.arange(problem.W)[w], np.arange(problem.Q)[q]] += 1
+    return _band(problem, 1, problem.W, problem.Q, dtype)
+
+
+def _plane_band(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array | None:
+    """``[H·W, P·Q]`` of ones where a window covers an element, for planes so small that one product over the whole
+    plane is faster than a call of NumPy's inner loop for each of its short rows."""
+    if problem.W > _LONGEST_BAND or problem.H * problem.W * problem.P * problem.Q > _MOST_PLANE_WORK:
+        return None
+    vertical, horizontal = (
+        _band(problem, axis, size, count, dtype)
+        for axis, size, count in ((0, problem.H, problem.P), (1, problem.W, problem.Q))
+    )
+    return np.kron(vertical, horizontal)
+
+
+def _band(problem: Pool2dProblem, axis: int, size: int, count: int, dtype: np.dtype[Any]) -> Array:
+    band = np.zeros((size, count), dtype)
+    for q, w in _axis_taps(problem, axis, size, count):
+        band[np.arange(size)[w], np.arange(count)[q]] += 1
     return band
 
 
@@ -256,11 +306,10 @@ def _divisors(problem: Pool2dProblem, dtype: np.dtype[Any]) -> Array:
 
 def adaptive_max_forward(problem: AdaptivePool2dProblem, x: Array, y: Array, index: Array | None) -> None:
     """The maximum of each adaptive window. Extra memory: a window of a block."""
-    uniform = _uniform(problem)
+    windows, uniform = _adaptive_max_plan(problem)
     if uniform is not None and uniform.kernel != (problem.H, problem.W):
         max_forward(uniform, x, y, index)
         return
-    windows = list(_windows(problem))
 
     def block(n: slice) -> None:
         for p, q, h, w in windows:
@@ -280,6 +329,11 @@ def adaptive_max_forward(problem: AdaptivePool2dProblem, x: Array, y: Array, ind
     _over_images(block, x, y)
 
 
+@lru_cache(maxsize=_PLANS)
+def _adaptive_max_plan(problem: AdaptivePool2dProblem) -> tuple[list[Window], Pool2dProblem | None]:
+    return list(_windows(problem)), _uniform(problem)
+
+
 def _uniform(problem: AdaptivePool2dProblem) -> Pool2dProblem | None:
     """The ordinary pooling with the same windows, where they all have one size and one distance."""
     kernel, stride = [], []
@@ -296,8 +350,7 @@ def _uniform(problem: AdaptivePool2dProblem) -> Pool2dProblem | None:
 
 def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: Array, y: Array) -> None:
     """The mean of each adaptive window: one product per plane with the windows as a matrix where planes are small."""
-    windows, cover = list(_windows(problem)), _cover(problem, x.dtype)
-    areas = _areas(problem, y.dtype)
+    windows, cover, areas = _adaptive_avg_plan(problem, x.dtype)
 
     def block(n: slice) -> None:
         source, total = x[n], y[n]
@@ -313,10 +366,16 @@ def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: Array, y: Array) -> 
     _over_images(block, x, y, blas=cover is not None)
 
 
+@lru_cache(maxsize=_PLANS)
+def _adaptive_avg_plan(
+    problem: AdaptivePool2dProblem, dtype: np.dtype[Any]
+) -> tuple[list[Window], Array | None, Array]:
+    return list(_windows(problem)), _cover(problem, dtype), _areas(problem, dtype)
+
+
 def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: Array, dx: Array) -> None:
     """Each element's share of the windows that cover it, windows in order."""
-    windows, cover = list(_windows(problem)), _cover(problem, dx.dtype)
-    areas = _areas(problem, dx.dtype)
+    windows, cover, areas = _adaptive_avg_plan(problem, dx.dtype)
 
     def block(n: slice) -> None:
         target = dx[n]
@@ -351,7 +410,7 @@ def _areas(problem: AdaptivePool2dProblem, dtype: np.dtype[Any]) -> Array:
     return np.multiply.outer(sizes[0], sizes[1]).astype(dtype)
 
 
-def _windows(problem: AdaptivePool2dProblem) -> Iterator[tuple[int, int, slice, slice]]:
+def _windows(problem: AdaptivePool2dProblem) -> Iterator[Window]:
     for p, (top, bottom) in enumerate(adaptive_bounds(problem.H, problem.P)):
         for q, (left, right) in enumerate(adaptive_bounds(problem.W, problem.Q)):
             yield p, q, slice(top, bottom), slice(left, right)
