@@ -13,6 +13,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 _lock = Lock()
@@ -44,3 +45,13 @@ def one_thread() -> Iterator[None]:
             if _users == 0:
                 for library, threads in zip(_libraries(), _threads_before, strict=True):
                     library.set_num_threads(threads)
+
+
+@contextmanager
+def threads_of_torch() -> Iterator[None]:
+    """Products on as many threads as BLAS likes, or on one if that is all torch may use."""
+    if torch.get_num_threads() > 1:
+        yield
+    else:
+        with one_thread():
+            yield

@@ -7,7 +7,7 @@ The number of workers is torch's intra-op thread count, which is what a PyTorch 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,3 +82,31 @@ def parallel_for(
     for error in errors:
         if error is not None:
             raise error
+
+
+def ahead(body: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """``body(*range)`` of each range in turn; other threads run ahead of whoever waits for the ranges.
+
+    Matrix products run in the thread that asks for them meanwhile. With one range, or one thread for torch, there is no
+    other thread: the ranges and so the bits are the same.
+    """
+    if len(ranges) == 1:
+        body(*ranges[0])
+        yield ranges[0]
+        return
+    with _blas.one_thread():
+        futures = []
+        if torch.get_num_threads() > 1:
+            pool = _workers(1)
+            futures = [pool.submit(quiet(body), *bounds) for bounds in ranges[1:]]
+        try:
+            for i, bounds in enumerate(ranges):
+                if i == 0 or not futures:
+                    body(*bounds)
+                else:
+                    futures[i - 1].result()
+                yield bounds
+        finally:
+            for future in futures:  # whoever waits may have failed: no thread may go on writing without them
+                if not future.cancel():
+                    future.exception()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .. import kernels
-from ..kernels import activation, conv2d, linear, pool2d, softmax
+from ..kernels import activation, conv2d, linear, pool2d, rnn, softmax
 from ..kernels.backends import Operation
 from . import functional, modules
 
@@ -30,8 +30,14 @@ _SWAPS: dict[type[torch.nn.Module], tuple[type[torch.nn.Module], Operation]] = {
     torch.nn.Tanh: (modules.Tanh, activation.OPERATION),
     torch.nn.Softmax: (modules.Softmax, softmax.OPERATION),
     torch.nn.LogSoftmax: (modules.LogSoftmax, softmax.OPERATION),
+    torch.nn.RNN: (modules.RNN, rnn.OPERATION),
+    torch.nn.LSTM: (modules.LSTM, rnn.OPERATION),
+    torch.nn.GRU: (modules.GRU, rnn.OPERATION),
+    torch.nn.RNNCell: (modules.RNNCell, rnn.OPERATION),
+    torch.nn.LSTMCell: (modules.LSTMCell, rnn.OPERATION),
+    torch.nn.GRUCell: (modules.GRUCell, rnn.OPERATION),
 }
-_BACK = {ours: theirs for theirs, (ours, _) in _SWAPS.items()}
+_BACK = {ours: theirs for theirs, (ours, _) in _SWAPS.items()} | {modules.BiLSTM: torch.nn.LSTM}
 
 
 @dataclass
@@ -88,6 +94,10 @@ def _swap(model: torch.nn.Module, decide: Callable[[torch.nn.Module], Decision])
             report.kept.append((name, before, decision))
         elif decision is not None:
             module.__class__ = decision
+            if isinstance(module, modules.rnn._Recurrent):
+                module._take_over()
+            elif isinstance(module, torch.nn.RNNBase):
+                module._init_flat_weights()  # torch's class keeps its parameters in a list as well
             report.swapped.append((name, before, _class_name(decision)))
     return report
 
@@ -137,6 +147,10 @@ def _theirs(module: torch.nn.Module) -> Decision:
             return f"its padding {module.padding} differs from side to side"
         if module.padding == "same" and max(module.stride) > 1:
             return f"padding='same' with stride {module.stride} does not exist in {_class_name(theirs)}"
+    if getattr(module, "merge", "concat") != "concat":
+        return f"merge={module.merge!r} does not exist in {_class_name(theirs)}"
+    if getattr(module, "input_to_all_layers", False):
+        return f"input_to_all_layers does not exist in {_class_name(theirs)}"
     return theirs
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tilesmith.kernels import _arrays, activation, conv2d, linear, pool2d, softmax
+from tilesmith.kernels import _arrays, activation, conv2d, linear, pool2d, rnn, softmax
 from tilesmith.nn import functional
 
-OPS = (activation, conv2d, linear, pool2d, softmax)
+OPS = (activation, conv2d, linear, pool2d, rnn, softmax)
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("contiguous", "channels_last", "sliced", "transposed", "expanded")
 
@@ -29,6 +29,7 @@ class Case:
         options: its other arguments.
         oracle: the same function in torch, run in float64.
         reduction: elements summed for one output, over all directions: errors may grow with its square root.
+        half_roundings: how often a half type rounds on the way to a result, in units in the last place.
     """
 
     op: str
@@ -36,6 +37,7 @@ class Case:
     oracle: Callable[..., Any]
     reduction: int = 1
     options: dict[str, Any] = field(default_factory=dict)
+    half_roundings: float = 1.5
 
     def __str__(self) -> str:
         options = "-".join(f"{k}={v}" for k, v in self.options.items()).replace(" ", "")
@@ -98,7 +100,13 @@ def gradients(function: Callable[..., Any], tensors: list[Any], seed: int = 1) -
 
 
 def assert_within(
-    actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, reduction: int, what: str, scale: float = 0.0
+    actual: torch.Tensor,
+    expected: torch.Tensor,
+    dtype: torch.dtype,
+    reduction: int,
+    what: str,
+    scale: float = 0.0,
+    half_roundings: float = 1.5,
 ) -> None:
     """Compares with the float64 oracle: rounding of ``reduction`` summed terms, and of the result to ``dtype``.
 
@@ -115,7 +123,7 @@ def assert_within(
     summed_in = _arrays.compute_dtype(dtype)
     bound = torch.finfo(summed_in).eps * (8 + 2 * math.sqrt(reduction)) * scale
     if summed_in is not dtype:
-        bound += torch.finfo(dtype).eps * 1.5 * scale
+        bound += torch.finfo(dtype).eps * half_roundings * scale
     error = (actual.double() - expected).abs().amax().item()
     assert error <= bound, f"{what}: error {error:.3g} above the bound {bound:.3g} (largest value {scale:.3g})"
 

@@ -36,6 +36,22 @@ def network(library: Any = ours) -> nn.Sequential:
     )
 
 
+class Reader(nn.Module):
+    """The tutorial's combination: convolution, then both directions of an LSTM over the columns."""
+
+    def __init__(self, library: Any = ours) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.look = nn.Sequential(library.Conv2d(1, 4, 3, padding=1), library.ReLU(), library.MaxPool2d(2))
+        self.read = ours.BiLSTM(28, 6, 2, merge="gated")
+        self.head = library.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = self.look(x).flatten(1, 2).permute(2, 0, 1)
+        y, _ = self.read(columns)
+        return reference.log_softmax(self.head(y[-1]), 1)
+
+
 # ---- autocast
 
 
@@ -77,10 +93,11 @@ def test_training_under_autocast_keeps_parameters_in_float32() -> None:
 # ---- torch.compile
 
 
-def test_a_compiled_network_trains_like_the_eager_one() -> None:
+@pytest.mark.parametrize("make", [network, Reader])
+def test_a_compiled_network_trains_like_the_eager_one(make: Any) -> None:
     """The default compiler, with generated code around our opaque ops; one graph."""
     torch._dynamo.reset()
-    eager = network()
+    eager = make()
     compiled_copy = copy.deepcopy(eager)
     compiled = torch.compile(compiled_copy, fullgraph=True)
     x = torch.randn(5, 1, 14, 14)
@@ -93,11 +110,11 @@ def test_a_compiled_network_trains_like_the_eager_one() -> None:
 # ---- distributed training
 
 
-def _train_rank(rank: int, world: int, port: int, results: Any) -> None:
+def _train_rank(rank: int, world: int, port: int, results: Any, make: Any) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     try:
-        model = nn.parallel.DistributedDataParallel(network())
+        model = nn.parallel.DistributedDataParallel(make())
         x, target = _batch()
         part = slice(rank * len(x) // world, (rank + 1) * len(x) // world)
         results[rank] = _steps(model, x[part], target[part])
@@ -119,17 +136,18 @@ def _steps(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> list[torc
     return [p.detach().clone() for p in model.parameters()]
 
 
-def test_two_processes_train_like_one() -> None:
+@pytest.mark.parametrize("make", [network, Reader])
+def test_two_processes_train_like_one(make: Any) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     manager = torch.multiprocessing.get_context("spawn").Manager()
     with manager:
         results = manager.dict()
-        torch.multiprocessing.spawn(_train_rank, args=(2, port, results), nprocs=2)
+        torch.multiprocessing.spawn(_train_rank, args=(2, port, results, make), nprocs=2)
         first, second = results[0], results[1]
-    alone = _steps(network(), *_batch())
-    before = [p.detach() for p in network().parameters()]
+    alone = _steps(make(), *_batch())
+    before = [p.detach() for p in make().parameters()]
     assert any(not torch.equal(a, b) for a, b in zip(alone, before, strict=True))
     for a, b, c in zip(first, second, alone, strict=True):
         assert torch.equal(a, b)

@@ -38,6 +38,12 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("Tanh", (), {}, (2, 3)),
     ("Softmax", (1,), {}, (2, 3, 4)),
     ("LogSoftmax", (), {"dim": -1}, (2, 3, 4)),
+    ("RNN", (3, 4, 2, "relu"), {"bidirectional": True, "dropout": 0.0}, (5, 2, 3)),
+    ("GRU", (3, 4), {"batch_first": True, "bias": False, "dtype": torch.float64}, (5, 2, 3)),
+    ("LSTM", (3, 4, 2), {"bidirectional": True, "proj_size": 2}, (5, 3)),
+    ("RNNCell", (3, 4), {"nonlinearity": "relu"}, (2, 3)),
+    ("GRUCell", (3, 4, False), {}, (2, 3)),
+    ("LSTMCell", (3, 4), {"dtype": torch.float64}, (3,)),
 ]
 each_layer = pytest.mark.parametrize(
     ("name", "args", "options", "shape"), LAYERS, ids=[f"{n}{a}{o}".replace(" ", "") for n, a, o, _ in LAYERS]
@@ -79,7 +85,8 @@ def test_same_initial_values_outputs_and_gradients(name: str, args: Any, options
 def test_same_repr_and_signature(name: str, args: Any, options: Any, shape: Any) -> None:
     mine, reference = make_pair(name, args, options)
     assert repr(mine) == repr(reference)
-    assert isinstance(mine, type(reference))
+    # torch's recurrent layers break torch.compile, so ours are no subclasses of them
+    assert isinstance(mine, type(reference)) == (name[:3] not in ("RNN", "GRU", "LST"))
 
 
 @each_layer

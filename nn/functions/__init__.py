@@ -4,6 +4,7 @@ from .activation import activation
 from .conv2d import conv2d
 from .linear import linear
 from .pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
+from .rnn import rnn
 from .softmax import softmax
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "conv2d",
     "linear",
     "max_pool2d",
+    "rnn",
     "softmax",
 ]

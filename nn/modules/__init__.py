@@ -1,18 +1,26 @@
-"""Modules, drop-in for those of ``torch.nn``: each is a subclass that runs this library's kernels."""
+"""Modules, drop-in for those of ``torch.nn``, on this library's kernels: subclasses, but for the recurrent ones."""
 
 from .activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from .conv import Conv2d
 from .linear import Linear
 from .pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
+from .rnn import GRU, LSTM, RNN, BiLSTM, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool2d",
     "AvgPool2d",
+    "BiLSTM",
     "Conv2d",
+    "GRUCell",
+    "LSTMCell",
     "Linear",
     "LogSoftmax",
     "MaxPool2d",
+    "RNNCell",
     "ReLU",
     "Sigmoid",
     "Softmax",

@@ -1,0 +1,244 @@
+"""Recurrent layers (RNN, GRU, LSTM): the contract every backend implements, the ops, and the dispatch.
+
+One op walks one layer through time, in one direction or both. In it the input of all steps and directions is one matrix
+product, the walk itself waits for nothing but the step before, and the gradients of the weights are products behind the
+walk: sums in a fixed order, no atomics. Padded sequences and packed ones (which are padded first) run the same op.
+
+A backend is a module with two functions that write into preallocated arrays:
+
+- ``forward(problem, x, h0, c0, weights, lengths, reset, y, h_n, c_n, gates, cells)``
+- ``backward(problem, dy, dh_n, dc_n, x, h0, c0, weights, lengths, reset, y, gates, cells, dx, dh0, dc0, dweights)``
+
+with, for T steps, B sequences, D directions, I inputs, H units, P outputs (H, or an LSTM's projection), G gates:
+
+- ``x [T, B, I]``; ``y [T, B, D·P]``, zero behind a sequence's end; ``h0``, ``h_n [D, B, P]``; ``c0``, ``c_n [D, B, H]``
+- ``weights``, gates in torch's order (i, f, g, o or r, z, n): ``w_ih [D, G·H, I]``, ``w_hh [D, G·H, P]``,
+  ``w_hr [D, P, H]``, ``bias [D, G·H]`` (torch's two added; without the state's part of a GRU's candidate, which is
+  ``bias_n [D, H]``)
+- ``lengths [B]`` int64 or ``None``: a sequence's steps; the caller has zeroed ``x`` behind them
+- ``reset [T, B]`` bool or ``None``: the sequence starts anew, from zeros, at this step
+- ``gates`` (``T·B·D·4·H`` elements) and ``cells`` (``T·B·D·H``), flat: what a backward wants to know, of an LSTM
+  i, f, g, o and c, of a GRU n, r, z and the state's part of n. Without ``gates`` it computes them again from ``x``,
+  ``y`` and ``cells``: the state before each step is known by then, so they are products over all steps, no new walk.
+
+The order inside ``gates`` and ``cells`` is the backend's own, and so is that of its packed weights. A GPU kernel has
+units major and gates minor, ``[T, D, B, H, 4]`` and ``[H, 4]`` for a column of the weights: a thread reads the four
+gates of its unit as 16 bytes of float32. NumPy has the batch innermost, ``[T, D, 4, H, B]``: a gate is a run of memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._arrays import as_array, compute_dtype, empty, rounded
+from .._ops import define, one_by_one
+from ..backends import Operation
+from ._problem import CELLS, SAVED, RnnProblem, Weights
+
+__all__ = ["CELLS", "OPERATION", "RnnProblem", "backward", "forward", "make_problem"]
+
+OPERATION = Operation("rnn", __name__, {"numpy": "._numpy"})
+
+
+def make_problem(cell: str, x: torch.Tensor, w_ih: torch.Tensor, w_hh: torch.Tensor) -> RnnProblem:
+    """The problem that ``x [T, B, I]`` and the stacked weights make."""
+    T, B, width = x.shape
+    D, rows, _ = w_ih.shape
+    return RnnProblem(cell, T, B, D, width, rows // CELLS[cell], w_hh.shape[2])
+
+
+def _check_lengths(problem: RnnProblem, lengths: torch.Tensor | None) -> None:
+    if lengths is not None and lengths.numel() and not 0 <= int(lengths.min()) <= int(lengths.max()) <= problem.T:
+        raise RuntimeError(
+            f"lengths must be between 0 and the input's {problem.T} steps, but lengths is {lengths.tolist()}"
+        )
+
+
+def _maybe(tensor: torch.Tensor | None) -> Any:
+    return None if tensor is None else as_array(tensor)
+
+
+def _weights(
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_n: torch.Tensor | None,
+    w_hr: torch.Tensor | None,
+) -> Weights:
+    return Weights(as_array(w_ih), as_array(w_hh), _maybe(bias), _maybe(bias_n), _maybe(w_hr))
+
+
+def _outputs(problem: RnnProblem, dtype: torch.dtype, device: torch.device, save: str) -> list[torch.Tensor]:
+    """y, h_n, c_n, gates, cells; empty where the cell or the mode has none."""
+    T, B, D, H, P = problem.T, problem.B, problem.D, problem.H, problem.P
+    lstm = problem.cell == "lstm"
+    kept = SAVED[problem.cell] if save == "gates" else 0
+    shapes: list[tuple[int, ...]] = [
+        (T, B, D * P),
+        (D, B, P),
+        (D, B, H) if lstm else (0,),
+        (T * B * D * kept * H,),
+        (T * B * D * H if lstm and save != "nothing" else 0,),
+    ]
+    return [empty(shape, dtype, device) for shape in shapes]
+
+
+def _forward(
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor | None,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_n: torch.Tensor | None,
+    w_hr: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    cell: str,
+    save: str,
+) -> tuple[torch.Tensor, ...]:
+    problem = make_problem(cell, x, w_ih, w_hh)
+    _check_lengths(problem, lengths)
+    outputs = _outputs(problem, compute_dtype(x.dtype), x.device, save)
+    y, h_n, c_n, gates, cells = (t.numpy() for t in outputs)
+    lstm = cell == "lstm"
+    OPERATION.implementation(x.device.type).forward(
+        problem,
+        as_array(x),
+        as_array(h0),
+        _maybe(c0),
+        _weights(w_ih, w_hh, bias, bias_n, w_hr),
+        _maybe(lengths),
+        _maybe(reset),
+        y,
+        h_n,
+        c_n if lstm else None,
+        gates if save == "gates" and SAVED[cell] else None,
+        cells if save != "nothing" and lstm else None,
+    )
+    return tuple(rounded(t, x.dtype) for t in outputs)
+
+
+def _forward_fake(
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor | None,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_n: torch.Tensor | None,
+    w_hr: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    cell: str,
+    save: str,
+) -> tuple[torch.Tensor, ...]:
+    return tuple(_outputs(make_problem(cell, x, w_ih, w_hh), x.dtype, x.device, save))
+
+
+def _gradients(
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor | None,
+    parameters: list[torch.Tensor | None],
+    needs_x: bool,
+    needs_weights: bool,
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """dx, dh0, dc0, and one for each of the five parameters; empty where it is not wanted or does not exist."""
+    wanted = [x if needs_x else None, h0, c0, *(p if needs_weights else None for p in parameters)]
+    return [empty((0,) if t is None else t.shape, dtype, x.device) for t in wanted]
+
+
+def _backward(
+    dy: torch.Tensor,
+    dh_n: torch.Tensor,
+    dc_n: torch.Tensor | None,
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor | None,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_n: torch.Tensor | None,
+    w_hr: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    y: torch.Tensor,
+    gates: torch.Tensor,
+    cells: torch.Tensor,
+    cell: str,
+    needs_x: bool,
+    needs_weights: bool,
+) -> tuple[torch.Tensor, ...]:
+    problem = make_problem(cell, x, w_ih, w_hh)
+    parameters = [w_ih, w_hh, bias, bias_n, w_hr]
+    results = _gradients(x, h0, c0, parameters, needs_x, needs_weights, compute_dtype(x.dtype))
+    arrays = [t.numpy() for t in results]
+    optional = [None if p is None else a for p, a in zip(parameters, arrays[3:], strict=True)]
+    dweights = Weights(arrays[3], arrays[4], *optional[2:]) if needs_weights else None
+    OPERATION.implementation(x.device.type).backward(
+        problem,
+        as_array(dy),
+        as_array(dh_n),
+        _maybe(dc_n) if cell == "lstm" else None,
+        as_array(x),
+        as_array(h0),
+        _maybe(c0),
+        _weights(w_ih, w_hh, bias, bias_n, w_hr),
+        _maybe(lengths),
+        _maybe(reset),
+        as_array(y),
+        as_array(gates) if gates.numel() else None,
+        as_array(cells) if cell == "lstm" else None,
+        arrays[0] if needs_x else None,
+        arrays[1],
+        None if c0 is None else arrays[2],
+        dweights,
+    )
+    return tuple(rounded(t, x.dtype) for t in results)
+
+
+def _backward_fake(
+    dy: torch.Tensor,
+    dh_n: torch.Tensor,
+    dc_n: torch.Tensor | None,
+    x: torch.Tensor,
+    h0: torch.Tensor,
+    c0: torch.Tensor | None,
+    w_ih: torch.Tensor,
+    w_hh: torch.Tensor,
+    bias: torch.Tensor | None,
+    bias_n: torch.Tensor | None,
+    w_hr: torch.Tensor | None,
+    lengths: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    y: torch.Tensor,
+    gates: torch.Tensor,
+    cells: torch.Tensor,
+    cell: str,
+    needs_x: bool,
+    needs_weights: bool,
+) -> tuple[torch.Tensor, ...]:
+    return tuple(_gradients(x, h0, c0, [w_ih, w_hh, bias, bias_n, w_hr], needs_x, needs_weights, x.dtype))
+
+
+_OPERANDS = (
+    "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? bias_n, Tensor? w_hr, "
+    "Tensor? lengths, Tensor? reset"
+)
+forward = define(
+    f"rnn_forward({_OPERANDS}, str cell, str save) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    one_by_one,
+)
+backward = define(
+    f"rnn_backward(Tensor dy, Tensor dh_n, Tensor? dc_n, {_OPERANDS}, Tensor y, Tensor gates, Tensor cells, str cell, "
+    "bool needs_x, bool needs_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+    one_by_one,
+)

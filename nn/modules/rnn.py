@@ -1,0 +1,771 @@
+"""Recurrent layers: torch's RNN, LSTM, GRU and their cells on this library's kernels, and the tutorial's BiLSTM."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import functional as F
+from .. import functions
+from .linear import Linear
+
+_CELLS = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "GRU": "gru", "LSTM": "lstm"}
+_GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "GRU": 3, "LSTM": 4}
+_MEMORY = ("store", "recompute")
+
+Device = torch.device | str | None
+States = tuple[torch.Tensor, ...]
+
+
+class _Recurrent(torch.nn.Module):
+    """What RNN, LSTM and GRU share. Not a subclass of torch's: that one breaks ``torch.compile``."""
+
+    __constants__ = torch.nn.RNNBase.__constants__
+
+    # absent on a layer that `convert` took over from torch
+    input_to_all_layers: bool = False
+    activation_memory: str = "store"
+
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        proj_size: int,
+        device: Device,
+        dtype: torch.dtype | None,
+        input_to_all_layers: bool,
+        activation_memory: str,
+    ) -> None:
+        super().__init__()
+        self.mode = mode
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = _checked_dropout(dropout, num_layers)
+        self.bidirectional = bidirectional
+        self.proj_size = proj_size
+        self._check_sizes()
+        if activation_memory not in _MEMORY:
+            raise ValueError(f"activation_memory is {activation_memory!r}, it must be 'store' or 'recompute'")
+        if input_to_all_layers:
+            self.input_to_all_layers = True
+        if activation_memory != "store":
+            self.activation_memory = activation_memory
+        self._flat_weights_names: list[str] = []
+        self._all_weights: list[list[str]] = []
+        rows = _GATES[mode] * hidden_size
+        width = proj_size or hidden_size
+        directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            columns = input_size
+            if layer > 0:
+                columns = width * directions + (input_size if input_to_all_layers else 0)
+            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, columns), "weight_hh": (rows, width)}
+            if bias:
+                shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+            if proj_size:
+                shapes["weight_hr"] = (proj_size, hidden_size)
+            for suffix in _suffixes(bidirectional):
+                names = [f"{name}_l{layer}{suffix}" for name in shapes]
+                for name, shape in zip(names, shapes.values(), strict=True):
+                    setattr(self, name, torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+                self._flat_weights_names += names
+                self._all_weights.append(names)
+        self.reset_parameters()
+
+    def _check_sizes(self) -> None:
+        for name in ("bias", "batch_first"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(getattr(self, name)).__name__}")
+        for name in ("input_size", "hidden_size"):
+            if not isinstance(getattr(self, name), int):
+                raise TypeError(f"{name} should be of type int, got: {type(getattr(self, name)).__name__}")
+        for name in ("input_size", "hidden_size", "num_layers"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be greater than zero, but {name} is {getattr(self, name)}")
+        if self.proj_size < 0:
+            raise ValueError(f"proj_size should be a positive integer or zero (no projection), but is {self.proj_size}")
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(
+                f"proj_size has to be smaller than hidden_size, but they are {self.proj_size} and {self.hidden_size}"
+            )
+
+    def reset_parameters(self) -> None:
+        """Draws every parameter from U(-1/√H, 1/√H), as torch does."""
+        _uniform(self)
+
+    def flatten_parameters(self) -> None:
+        """Nothing: the kernels take parameters where they lie. For code that calls it on torch's layers."""
+
+    @property
+    def all_weights(self) -> list[list[torch.nn.Parameter]]:
+        """The parameters of each layer and direction, in torch's order."""
+        return [[getattr(self, name) for name in names] for names in self._all_weights]
+
+    def extra_repr(self) -> str:
+        described = f"{self.input_size}, {self.hidden_size}"
+        for name, usual in (
+            ("proj_size", 0),
+            ("num_layers", 1),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0),
+            ("bidirectional", False),
+            ("input_to_all_layers", False),
+            ("activation_memory", "store"),
+        ):
+            if getattr(self, name) != usual:
+                described += f", {name}={getattr(self, name)}"
+        return described
+
+    # ---- forward
+
+    def _run(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: States | None,
+        lengths: torch.Tensor | None,
+        reset: torch.Tensor | None,
+    ) -> tuple[Any, States]:
+        if isinstance(input, PackedSequence):
+            return self._run_packed(input, hx, lengths, reset)
+        name = type(self).__name__
+        F._check_tensor(name, "input", input)
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        for state in hx or ():
+            if state.dim() != input.dim():
+                kind = f"{'batched' if batched else 'unbatched'} {input.dim()}-D"
+                raise RuntimeError(
+                    f"For {kind} input, hx should also be {input.dim()}-D but got {state.dim()}-D tensor"
+                )
+        if batched:
+            x = input.transpose(0, 1) if self.batch_first else input
+            reset = reset.transpose(0, 1) if reset is not None and reset.dim() == 2 and self.batch_first else reset
+        else:
+            x = input.unsqueeze(1)
+            hx = None if hx is None else tuple(state.unsqueeze(1) for state in hx)
+            lengths = lengths.reshape(1) if lengths is not None and lengths.dim() == 0 else lengths
+            reset = reset.unsqueeze(1) if reset is not None and reset.dim() == 1 else reset
+        self._check_input(x)
+        if x.shape[0] == 0:
+            raise RuntimeError(f"Expected sequence length to be larger than 0 in RNN, but input is {list(input.shape)}")
+        lengths, reset = _checked_lengths(lengths, x), _checked_reset(reset, x)
+        hx = self._states(x, hx)
+        y, hx = self._layers(x, hx, lengths, reset, None)
+        if not batched:
+            return y.squeeze(1), tuple(state.squeeze(1) for state in hx)
+        return y.transpose(0, 1) if self.batch_first else y, hx
+
+    def _run_packed(
+        self,
+        input: PackedSequence,
+        hx: States | None,
+        lengths: torch.Tensor | None,
+        reset: torch.Tensor | None,
+    ) -> tuple[PackedSequence, States]:
+        if lengths is not None or reset is not None:
+            which = "lengths" if lengths is not None else "reset"
+            raise ValueError(
+                f"{which} is given with a PackedSequence, which has lengths of its own: pass a padded tensor"
+            )
+        data, batch_sizes, by_length, as_given = input
+        if data.dim() != 2:
+            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
+        if bool((batch_sizes[1:] > batch_sizes[:-1]).any()):
+            raise RuntimeError(
+                f"a PackedSequence is sorted by length, longest first, so batch_sizes must not increase, "
+                f"but batch_sizes is {batch_sizes.tolist()}"
+            )
+        self._check_input(data)
+        x, sizes = torch.nn.utils.rnn.pad_packed_sequence(PackedSequence(data, batch_sizes))
+        hx = self._states(x, None if hx is None else _permuted(hx, by_length))
+        y, hx = self._layers(x, hx, sizes.to(x.device), None, batch_sizes)
+        data = torch.nn.utils.rnn.pack_padded_sequence(y, sizes).data
+        return PackedSequence(data, batch_sizes, by_length, as_given), _permuted(hx, as_given)
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        weight = self.weight_ih_l0
+        F._check_dtype(type(self).__name__, x, F.FLOATS)
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+            )
+        if x.device != weight.device:
+            raise RuntimeError(f"input is on {x.device} and the parameters are on {weight.device}")
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
+            )
+
+    def _states(self, x: torch.Tensor, hx: States | None) -> States:
+        """The initial states, checked, ``[L·D, B, P]`` and an LSTM's ``[L·D, B, H]``; zeros where none are given."""
+        rows = self.num_layers * (2 if self.bidirectional else 1)
+        widths = [self.proj_size or self.hidden_size] + [self.hidden_size] * (self.mode == "LSTM")
+        if hx is None:
+            return tuple(x.new_zeros(rows, x.shape[1], width) for width in widths)
+        for i, (state, width) in enumerate(zip(hx, widths, strict=True)):
+            which = f"hidden[{i}]" if len(widths) > 1 else "hidden"
+            expected = (rows, x.shape[1], width)
+            if tuple(state.shape) != expected:
+                raise RuntimeError(f"Expected {which} size {expected}, got {list(state.shape)}")
+            if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise RuntimeError(f"{which} is {state.dtype}, it must be of the input's dtype, {x.dtype}")
+            if state.device != x.device:
+                raise RuntimeError(f"{which} is on {state.device} and input is on {x.device}")
+        return hx
+
+    def _layers(
+        self,
+        x: torch.Tensor,
+        hx: States,
+        lengths: torch.Tensor | None,
+        reset: torch.Tensor | None,
+        batch_sizes: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, States]:
+        """All layers of ``x [T, B, I]``: the last one's output, and the last states of each."""
+        directions = 2 if self.bidirectional else 1
+        last = []
+        y = x
+        for layer in range(self.num_layers):
+            if layer > 0:
+                if self.training and self.dropout > 0:
+                    y = self._dropped(y, batch_sizes)
+                if self.input_to_all_layers:
+                    y = torch.cat([y, x.to(y.dtype)], dim=2)
+            states = [state[layer * directions : (layer + 1) * directions] for state in hx]
+            y, *ends = _layer(
+                _CELLS[self.mode],
+                y,
+                states,
+                [self._parameters_of(layer, suffix) for suffix in _suffixes(self.bidirectional)],
+                lengths,
+                reset,
+                self.activation_memory,
+            )
+            last.append(ends)
+        if self.num_layers == 1:
+            return y, tuple(last[0])
+        return y, tuple(torch.cat(states) for states in zip(*last, strict=True))
+
+    def _dropped(self, y: torch.Tensor, batch_sizes: torch.Tensor | None) -> torch.Tensor:
+        """Dropout that draws what torch's draws from the same seed: packed sequences draw for their packed steps."""
+        if batch_sizes is None:
+            return torch.nn.functional.dropout(y, self.dropout)
+        drawn = torch.nn.functional.dropout(y.new_ones(int(batch_sizes.sum()), y.shape[2]), self.dropout)
+        return y * torch.nn.utils.rnn.pad_packed_sequence(PackedSequence(drawn, batch_sizes))[0]
+
+    def _parameters_of(self, layer: int, suffix: str) -> list[torch.Tensor | None]:
+        """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr."""
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
+        there = (True, True, self.bias, self.bias, self.proj_size > 0)
+        return [
+            getattr(self, f"{n}_l{layer}{suffix}") if is_there else None
+            for n, is_there in zip(names, there, strict=True)
+        ]
+
+    # ---- taken over from torch's class, and given back
+
+    def _take_over(self) -> None:
+        """Forgets what torch's class kept beside the parameters; weak references could not be pickled."""
+        for name in ("_flat_weights", "_flat_weight_refs"):
+            self.__dict__.pop(name, None)
+
+
+def _layer(
+    cell: str,
+    x: torch.Tensor,
+    states: list[torch.Tensor],
+    parameters: list[list[torch.Tensor | None]],
+    lengths: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    activation_memory: str,
+) -> States:
+    """One layer, in one direction or both: ``x [T, B, I]`` to y, h_n and an LSTM's c_n."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = (_stacked(of_directions) for of_directions in zip(*parameters, strict=True))
+    bias = bias_n = None
+    if b_ih is not None and b_hh is not None:
+        bias = b_ih + b_hh
+        if cell == "gru":  # what the state adds to the candidate passes the reset gate, its bias included
+            H = b_hh.shape[1] // 3
+            bias = torch.cat([bias[:, : 2 * H], b_ih[:, 2 * H :]], dim=1)
+            bias_n = b_hh[:, 2 * H :]
+    h0, c0 = states[0], states[1] if len(states) > 1 else None
+    operands = F._autocast(x, h0, c0, w_ih, w_hh, bias, bias_n, w_hr)
+    return functions.rnn(*[*operands, lengths, reset, cell, activation_memory])
+
+
+def _stacked(of_directions: tuple[torch.Tensor | None, ...]) -> torch.Tensor | None:
+    tensors = [t for t in of_directions if t is not None]
+    if not tensors:
+        return None
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _suffixes(bidirectional: bool) -> tuple[str, ...]:
+    return ("", "_reverse") if bidirectional else ("",)
+
+
+def _permuted(hx: States, order: torch.Tensor | None) -> States:
+    return hx if order is None else tuple(state.index_select(1, order) for state in hx)
+
+
+def _uniform(module: torch.nn.Module) -> None:
+    bound = 1 / math.sqrt(module.hidden_size)  # type: ignore[arg-type]
+    for parameter in module.parameters(recurse=False):
+        torch.nn.init.uniform_(parameter, -bound, bound)
+
+
+def _checked_dropout(dropout: Any, num_layers: int) -> float:
+    if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= float(dropout) <= 1:
+        raise ValueError(
+            "dropout should be a number in range [0, 1] representing the probability of an element being zeroed, "
+            f"but dropout is {dropout!r}"
+        )
+    if float(dropout) > 0 and num_layers == 1:
+        warnings.warn(
+            "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects num_layers "
+            f"greater than 1, but got dropout={dropout} and num_layers={num_layers}",
+            stacklevel=4,
+        )
+    return float(dropout)
+
+
+def _checked_lengths(lengths: Any, x: torch.Tensor) -> torch.Tensor | None:
+    """int64 ``[B]``; their values are checked where they are read, in the op."""
+    if lengths is None:
+        return None
+    F._check_tensor("forward", "lengths", lengths)
+    if lengths.dtype not in F.INTEGERS:
+        raise TypeError(f"lengths must be of an integer dtype, but lengths is {lengths.dtype}")
+    if tuple(lengths.shape) != (x.shape[1],):
+        raise RuntimeError(
+            f"lengths must have one number for each of {x.shape[1]} sequences, got {list(lengths.shape)}"
+        )
+    if lengths.device != x.device:
+        raise RuntimeError(f"lengths must be on the input's device, {x.device}, but lengths is on {lengths.device}")
+    return lengths.to(torch.int64)
+
+
+def _checked_reset(reset: Any, x: torch.Tensor) -> torch.Tensor | None:
+    if reset is None:
+        return None
+    F._check_tensor("forward", "reset", reset)
+    if reset.dtype is not torch.bool:
+        raise TypeError(f"reset must be of dtype torch.bool, but reset is {reset.dtype}")
+    if reset.shape != x.shape[:2]:
+        raise RuntimeError(
+            f"reset must have the input's steps and sequences, {list(x.shape[:2])}, got {list(reset.shape)}"
+        )
+    if reset.device != x.device:
+        raise RuntimeError(f"reset must be on the input's device, {x.device}, but reset is on {reset.device}")
+    return reset
+
+
+class RNN(_Recurrent):
+    """Elman's recurrent layer, ``h_t = act(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh)``; see ``torch.nn.RNN``.
+
+    Same parameters, same initial values from the same seed, same state_dict. What goes beyond torch is keyword-only:
+    ``input_to_all_layers`` and ``activation_memory`` (see :class:`LSTM`), and in the call ``lengths`` and ``reset``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_to_all_layers: bool = False,
+        activation_memory: str = "store",
+    ) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            input_to_all_layers,
+            activation_memory,
+        )
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: torch.Tensor | None = None,
+        *,
+        lengths: torch.Tensor | None = None,
+        reset: torch.Tensor | None = None,
+    ) -> tuple[Any, torch.Tensor]:
+        output, (h_n,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        return output, h_n
+
+
+class GRU(_Recurrent):
+    """Gated recurrent unit, in the form whose reset gate follows the product with the state; see ``torch.nn.GRU``.
+
+    Same parameters, same initial values from the same seed, same state_dict. What goes beyond torch is keyword-only:
+    ``input_to_all_layers`` and ``activation_memory`` (see :class:`LSTM`), and in the call ``lengths`` and ``reset``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_to_all_layers: bool = False,
+        activation_memory: str = "store",
+    ) -> None:
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+            input_to_all_layers,
+            activation_memory,
+        )
+
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: torch.Tensor | None = None,
+        *,
+        lengths: torch.Tensor | None = None,
+        reset: torch.Tensor | None = None,
+    ) -> tuple[Any, torch.Tensor]:
+        output, (h_n,) = self._run(input, None if hx is None else (hx,), lengths, reset)
+        return output, h_n
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory with forget gate, optionally projected; see ``torch.nn.LSTM``.
+
+    ``c_t = f ⊙ c_{t-1} + i ⊙ g``, ``h_t = o ⊙ tanh(c_t)`` with gates of ``W_ih x_t + b_ih + W_hh h_{t-1} + b_hh``
+    (Hochreiter and Schmidhuber 1997; Gers, Schmidhuber and Cummins 2000). Same parameters, same initial values from the
+    same seed, same state_dict, same errors.
+
+    Beyond torch, keyword-only:
+        ``input_to_all_layers``: each layer above the first sees ``[output of the layer below, input]``.
+        ``activation_memory``: "store" keeps the gates for the backward, ``T·B·D·4·H`` elements; "recompute" does not,
+        and the backward computes them again: the states are known by then, so that is a product, not another walk.
+
+    In the call, keyword-only:
+        ``lengths``: integers ``[B]`` from 0 to T on the input's device. The output is zero behind a sequence's end, the
+        last states are those at its end, the second direction starts there, and what the input has there (NaN, too) is
+        never read into a result. A sequence of no steps keeps its initial state.
+        ``reset``: bool ``[T, B]`` (``[B, T]`` with ``batch_first``, ``[T]`` unbatched): at these steps a new sequence
+        starts in the place of the old one, from states of zero; backwards in time the old one does.
+
+    Differs from torch in one way: under autocast it computes in the autocast dtype on every device, as torch's does on
+    CUDA.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or lengths that do not fit.
+        TypeError: an argument of the wrong type.
+        ValueError: sizes, dropout or names that do not exist; an input that is not 2-D or 3-D.
+        BackendUnavailable: no backend can serve the input's device.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        input_to_all_layers: bool = False,
+        activation_memory: str = "store",
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            input_to_all_layers,
+            activation_memory,
+        )
+
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *,
+        lengths: torch.Tensor | None = None,
+        reset: torch.Tensor | None = None,
+    ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor]]:
+        output, (h_n, c_n) = self._run(input, hx, lengths, reset)
+        return output, (h_n, c_n)
+
+
+MERGES = ("concat", "sum", "mean", "gated")
+
+
+class BiLSTM(LSTM):
+    """A bidirectional :class:`LSTM` whose two directions are merged; P is ``proj_size`` or ``hidden_size``.
+
+    ``merge``, keyword-only:
+        "concat": ``[h_forward, h_backward]``, ``2·P`` wide: exactly ``LSTM(bidirectional=True)``, state_dict included.
+        "sum", "mean": their sum or mean, P wide.
+        "gated": the tutorial's mixing gate, P wide. The concatenated directions feed a further LSTM (``mixer``), and
+        ``σ(W_f·h_backward + W_i·h_forward + W_o·h_merged + b) ⊙ h_forward`` is the output; ``gate.weight [P, 3·P]``
+        holds W_f, W_i and W_o side by side. The mixer starts from zeros in each call.
+
+    Takes and returns what :class:`LSTM` does; the states are those of the two directions.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        merge: str = "concat",
+        input_to_all_layers: bool = False,
+        activation_memory: str = "store",
+    ) -> None:
+        if merge not in MERGES:
+            raise ValueError(f"merge is {merge!r}, it must be one of {', '.join(map(repr, MERGES))}")
+        super().__init__(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            True,
+            proj_size,
+            device,
+            dtype,
+            input_to_all_layers=input_to_all_layers,
+            activation_memory=activation_memory,
+        )
+        self.merge = merge
+        if merge == "gated":
+            width = proj_size or hidden_size
+            self.mixer = LSTM(
+                2 * width, width, 1, bias, batch_first, device=device, dtype=dtype, activation_memory=activation_memory
+            )
+            self.gate = Linear(3 * width, width, bias, device, dtype, activation="sigmoid")
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, merge={self.merge}"
+
+    def forward(
+        self,
+        input: torch.Tensor | PackedSequence,
+        hx: tuple[torch.Tensor, torch.Tensor] | None = None,
+        *,
+        lengths: torch.Tensor | None = None,
+        reset: torch.Tensor | None = None,
+    ) -> tuple[Any, tuple[torch.Tensor, torch.Tensor]]:
+        output, states = super().forward(input, hx, lengths=lengths, reset=reset)
+        if self.merge == "concat":
+            return output, states
+        mixed = self.mixer(output, lengths=lengths, reset=reset)[0] if self.merge == "gated" else None
+        if isinstance(output, PackedSequence):
+            data = self._merged(output.data, None if mixed is None else mixed.data)
+            return PackedSequence(data, *output[1:]), states
+        return self._merged(output, mixed), states
+
+    def _merged(self, both: torch.Tensor, mixed: torch.Tensor | None) -> torch.Tensor:
+        forward, backward = both.chunk(2, dim=-1)
+        if mixed is None:
+            return forward + backward if self.merge == "sum" else (forward + backward) / 2
+        opened: torch.Tensor = self.gate(torch.cat([backward, forward, mixed], dim=-1))
+        return opened * forward
+
+
+class _RecurrentCell(torch.nn.Module):
+    """What the three cells share: one step of a layer."""
+
+    __constants__ = torch.nn.RNNCellBase.__constants__
+
+    weight_ih: torch.nn.Parameter
+    weight_hh: torch.nn.Parameter
+    bias_ih: torch.nn.Parameter | None
+    bias_hh: torch.nn.Parameter | None
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool, gates: int, device: Device, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        rows = gates * hidden_size
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, input_size), "weight_hh": (rows, hidden_size)}
+        for name, shape in shapes.items():
+            setattr(self, name, torch.nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for name in ("bias_ih", "bias_hh"):
+            parameter = torch.nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None
+            self.register_parameter(name, parameter)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws every parameter from U(-1/√H, 1/√H), as torch does."""
+        if self.hidden_size > 0:
+            _uniform(self)
+
+    def extra_repr(self) -> str:
+        described = f"{self.input_size}, {self.hidden_size}"
+        if self.bias is not True:
+            described += f", bias={self.bias}"
+        if getattr(self, "nonlinearity", "tanh") != "tanh":
+            described += f", nonlinearity={self.nonlinearity}"
+        return described
+
+    def _run(self, cell: str, input: torch.Tensor, hx: States | None, states: int) -> States:
+        name = type(self).__name__
+        F._check_tensor(name, "input", input)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        for i, state in enumerate(hx or ()):
+            which = f"hx[{i}]" if states > 1 else "hidden"
+            if state.dim() not in (1, 2):
+                raise ValueError(f"{name}: Expected {which} to be 1D or 2D, got {state.dim()}D instead")
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        F._check_dtype(name, x, F.FLOATS)
+        if x.shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {self.input_size}")
+        if x.dtype != self.weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError(
+                f"input is {x.dtype} and the parameters are {self.weight_ih.dtype}: they must be the same"
+            )
+        if hx is None:
+            hx = tuple(x.new_zeros(len(x), self.hidden_size) for _ in range(states))
+        elif not batched:
+            hx = tuple(state.unsqueeze(0) for state in hx)
+        for i, state in enumerate(hx):
+            if state.dim() != 2 or len(state) != len(x):
+                raise RuntimeError(f"Input batch size {len(x)} doesn't match hidden{i} batch size {len(state)}")
+            if state.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
+                )
+            if state.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise RuntimeError(f"hidden{i} is {state.dtype}, it must be of the input's dtype, {x.dtype}")
+        parameters: list[torch.Tensor | None] = [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, None]
+        _, *ends = _layer(cell, x[None], [state[None] for state in hx], [parameters], None, None, "store")
+        return tuple(end[0] if batched else end[0, 0] for end in ends)
+
+
+class RNNCell(_RecurrentCell):
+    """One step of :class:`RNN`; see ``torch.nn.RNNCell``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 1, device, dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._run(self.nonlinearity, input, None if hx is None else (hx,), 1)[0]
+
+
+class GRUCell(_RecurrentCell):
+    """One step of :class:`GRU`; see ``torch.nn.GRUCell``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 3, device, dtype)
+
+    def forward(self, input: torch.Tensor, hx: torch.Tensor | None = None) -> torch.Tensor:
+        return self._run("gru", input, None if hx is None else (hx,), 1)[0]
+
+
+class LSTMCell(_RecurrentCell):
+    """One step of :class:`LSTM`; see ``torch.nn.LSTMCell``."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, 4, device, dtype)
+
+    def forward(
+        self, input: torch.Tensor, hx: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        h, c = self._run("lstm", input, hx, 2)
+        return h, c
