@@ -6,11 +6,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types demo bench clean
+.PHONY: help env test lint types demo demo-crnn bench clean
 
 help:
 	@echo "make demo    train the tutorial's CNN on handwritten digits, ours beside torch's (out/demo/)"
 	@echo "             options: make demo ARGS='--mnist DIR --dropout 0.25' (ARGS=--help lists them)"
+	@echo "make demo-crnn   a CNN and a BiLSTM learn to read lines of digits (out/crnn/)"
 	@echo "make test    format, lint, types and all tests"
 	@echo "make bench   time every op beside torch (pytest --benchmark)"
 	@echo "make env     only make .venv"
@@ -29,6 +30,9 @@ $(STAMP): pyproject.toml
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits_cnn $(ARGS)
+
+demo-crnn: $(STAMP)
+	$(BIN)/python -m examples.crnn $(ARGS)
 
 test: lint types
 	$(BIN)/python -m pytest $(ARGS)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
-from tilesmith.kernels import conv2d, pool2d
+from tilesmith import nn as tsnn
+from tilesmith.kernels import conv2d, pool2d, rnn
 from tilesmith.nn import functional
 
 IMAGE_LAYOUTS = ("NCHW", "channels_last")
@@ -47,6 +49,8 @@ class Case:
             "groups": "groups {}",
             "output_size": "to {0}x{0}",
             "activation": "{}",
+            "units": "units {}",
+            "bidirectional": "bidirectional",
         }
         x, *weights = ("x".join(map(str, shape)) for shape in self.shapes[:2] if shape)
         operands = " * ".join([x, *weights])
@@ -97,6 +101,10 @@ class Case:
         y: torch.Tensor = getattr(torch.nn.functional, self.op)(*tensors, **options)
         return getattr(torch, activation)(y) if activation else y
 
+    def parameters(self, mine: bool, device: torch.device) -> list[torch.Tensor]:
+        """What is differentiated besides the inputs."""
+        return []
+
     def work(self, direction: str) -> tuple[int, int]:
         """FLOPs (0 where they are not counted) and least bytes moved, in float32."""
         itemsize = 4
@@ -124,6 +132,64 @@ class Case:
         kernel, padding = self.options["kernel_size"], self.options.get("padding", 0)
         stride = self.options.get("stride", kernel)
         return pool2d.make_problem(x, (kernel, kernel, stride, stride, padding, padding, 1, 1))
+
+
+@dataclass(frozen=True)
+class RecurrentCase(Case):
+    """One call of a recurrent layer: op is the layer's name, the options are its units and its directions."""
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        """ "inference" keeps nothing for a backward; "training" is forward and backward."""
+        return ("inference", "forward", "training")
+
+    @property
+    def problem(self) -> rnn.RnnProblem:
+        assert self.shapes[0] is not None
+        T, B, width = self.shapes[0]
+        units = self.options["units"]
+        cell = {"RNN": "tanh"}.get(self.op, self.op.lower())
+        return rnn.RnnProblem(cell, T, B, 2 if self.options.get("bidirectional") else 1, width, units, units)
+
+    @property
+    def reduction(self) -> int:
+        """A weight's gradient sums over all steps; the values in it have passed the gates of many steps."""
+        return self.problem.T * self.problem.B * 4
+
+    def ours(self, *tensors: torch.Tensor | None) -> torch.Tensor:
+        return self._run(True, tensors[0])
+
+    def theirs(self, *tensors: torch.Tensor | None) -> torch.Tensor:
+        return self._run(False, tensors[0])
+
+    def _run(self, mine: bool, x: torch.Tensor | None) -> torch.Tensor:
+        assert x is not None
+        y: torch.Tensor = self._layer(mine, x.device)(x)[0]
+        return y
+
+    def parameters(self, mine: bool, device: torch.device) -> list[torch.Tensor]:
+        return list(self._layer(mine, device).parameters())
+
+    def _layer(self, mine: bool, device: torch.device) -> torch.nn.Module:
+        p = self.problem
+        return _recurrent_layer(self.op, mine, p.I, p.H, p.D == 2, str(device))
+
+    def work(self, direction: str) -> tuple[int, int]:
+        """The least bytes: input, output and weights once, and their gradients."""
+        p, itemsize = self.problem, 4
+        passes = 3 if direction == "training" else 1
+        once = p.T * p.B * (p.I + p.D * p.P) + p.D * p.G * p.H * (p.I + p.P)
+        return passes * p.flops, (2 if direction == "training" else 1) * once * itemsize
+
+
+@cache
+def _recurrent_layer(
+    name: str, mine: bool, inputs: int, units: int, bidirectional: bool, device: str
+) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer: torch.nn.Module = getattr(tsnn if mine else torch.nn, name)(inputs, units, bidirectional=bidirectional)
+    return layer.to(device)
 
 
 def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
@@ -171,4 +237,10 @@ CASES = [
     Case("softmax", ((128, 1000),), {"dim": 1}),
     Case("log_softmax", ((128, 10),), {"dim": 1}),
     Case("log_softmax", ((128, 1000),), {"dim": 1}),
+    # T=100, B=32, I=H=128
+    *(
+        RecurrentCase(layer, ((100, 32, 128),), {"units": 128, **({"bidirectional": True} if both else {})})
+        for layer in ("LSTM", "GRU", "RNN")
+        for both in (False, True)
+    ),
 ]

@@ -19,10 +19,9 @@ SECONDS = 1.0  # a case, both sides together
 Results = tuple[torch.Tensor, ...]
 
 
-def _call(
-    case: Case, function: Callable[..., torch.Tensor], direction: str, device: torch.device
-) -> Callable[[], Results]:
+def _call(case: Case, mine: bool, direction: str, device: torch.device) -> Callable[[], Results]:
     """One direction of a case, ready to run again and again."""
+    function: Callable[..., torch.Tensor] = case.ours if mine else case.theirs
     tensors = case.inputs(device)
     if direction == "forward":
         return lambda: (function(*tensors),)
@@ -35,7 +34,9 @@ def _call(
         return infer
     y = function(*tensors)
     dy = torch.empty_like(y).copy_(case.values(tuple(y.shape), torch.Generator().manual_seed(1)))
-    wanted = [t for t in tensors if t is not None and t.requires_grad]
+    wanted = [t for t in tensors if t is not None and t.requires_grad] + case.parameters(mine, device)
+    if direction == "training":
+        return lambda: torch.autograd.grad(function(*tensors), wanted, dy)
     return lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True)
 
 
@@ -67,8 +68,7 @@ def test_beside_torch(
     report: Report,
     load: Load,
 ) -> None:
-    ours = synchronised(_call(case, case.ours, direction, device), device)
-    theirs = synchronised(_call(case, case.theirs, direction, device), device)
+    ours, theirs = (synchronised(_call(case, mine, direction, device), device) for mine in (True, False))
     _assert_agree(case, direction, ours(), theirs())
 
     benchmark.group = f"{case.op} {direction}"

@@ -1,4 +1,4 @@
-"""The demo's pictures: learning curves of two networks, and a confusion matrix."""
+"""The demos' pictures: learning curves of two networks, a confusion matrix, lines with what was read in them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from .lines import Lines
 from .training import History
 
 TRAIN_COLOUR, VALIDATION_COLOUR = "#1f5fa8", "#d1571b"
@@ -68,4 +69,24 @@ def confusion_matrix(path: Path, confusion: Tensor, title: str) -> None:
     axis.set_ylabel("true digit")
     axis.set_title(title)
     figure.colorbar(picture, ax=axis, label="share of the true digit's images", shrink=0.85)
+    figure.savefig(path, dpi=120)
+
+
+def read_lines(path: Path, lines: Lines, read: list[list[int]], title: str, shown: int = 16) -> None:
+    """Draws lines with what was read in them: mistakes first, in red, with what stands there."""
+    order = sorted(range(len(lines)), key=lambda i: lines.digits[i] == read[i])
+    mistakes = sum(a != b for a, b in zip(lines.digits, read, strict=True))
+    chosen = order[: min(mistakes, shown // 2)]
+    chosen += [i for i in order if lines.digits[i] == read[i]][: shown - len(chosen)]
+    figure = Figure(figsize=(11, 1.1 * len(chosen) / 2 + 0.8), layout="constrained")
+    axes = figure.subplots((len(chosen) + 1) // 2, 2, squeeze=False).flatten()
+    figure.suptitle(title)
+    for axis in axes:
+        axis.axis("off")
+    for axis, i in zip(axes, chosen, strict=False):
+        axis.imshow(1 - lines.images[i, 0].numpy(), cmap="gray", vmin=0, vmax=1)
+        there, found = (" ".join(map(str, digits)) for digits in (lines.digits[i], read[i]))
+        right = there == found
+        text = found if right else f"{found or 'nothing'}   (there: {there})"
+        axis.set_title(text, color="black" if right else "#c02020", loc="left", fontsize=10, family="monospace")
     figure.savefig(path, dpi=120)

@@ -6,6 +6,7 @@ The number of workers is torch's intra-op thread count, which is what a PyTorch 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from . import _blas
+from ._arrays import Array
 
 # Decorator of NumPy kernels: an overflow or an invalid operation is a result (inf, NaN), as in torch, not a warning.
 quiet = np.errstate(all="ignore")
@@ -21,6 +23,9 @@ quiet = np.errstate(all="ignore")
 # Handing a range to a worker costs 50 to 100 us (condition variables, the interpreter lock); below this much traffic it
 # does not pay.
 MIN_BYTES_PER_WORKER = 1024 * 1024
+# The same for matrix products, in multiplications (one core does 40 to 50 a nanosecond in float32).
+MIN_PRODUCTS_PER_WORKER = 20 << 20
+_LEAST_SIDE = 128  # of a piece of a product: below it, packing the other operand once a piece is felt
 
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
@@ -43,7 +48,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
 
 
 def parallel_for(
-    n: int, body: Callable[[int, int], None], *, bytes_moved: int, block: int | None = None, blas: bool = False
+    n: int, body: Callable[[int, int], None], *, bytes_moved: int, block: int | None = None, products: int = 0
 ) -> None:
     """Calls ``body(start, stop)`` over ranges that cover ``range(n)`` exactly once, on several threads.
 
@@ -52,15 +57,17 @@ def parallel_for(
         body: must write only what belongs to its range, so that the result does not depend on the split.
         bytes_moved: memory traffic of the whole loop in bytes; decides how many threads are worth their start.
         block: items a call of ``body`` gets at most; ``None`` gives each worker its range in one call.
-        blas: ``body`` multiplies matrices: each product then runs in the thread that asks for it (see ``_blas``).
+        products: multiplications of the matrix products in ``body``, all together. Each product then runs in the thread
+            that asks for it (see ``_blas``).
     """
     if n <= 0:
         return
-    worthwhile = min(bytes_moved // MIN_BYTES_PER_WORKER, n)
-    if blas and worthwhile > 1:  # with one worker too: the bits of a product must not depend on the thread count
+    if products:
         with _blas.one_thread():
-            parallel_for(n, body, bytes_moved=bytes_moved, block=block)
+            pieces = max(bytes_moved // MIN_BYTES_PER_WORKER, products // MIN_PRODUCTS_PER_WORKER)
+            parallel_for(n, body, bytes_moved=pieces * MIN_BYTES_PER_WORKER, block=block)
         return
+    worthwhile = min(bytes_moved // MIN_BYTES_PER_WORKER, n)
     size = n if block is None else max(1, min(block, n))
 
     @quiet  # NumPy's error state is each thread's own
@@ -82,6 +89,42 @@ def parallel_for(
     for error in errors:
         if error is not None:
             raise error
+
+
+def over_products(
+    body: Callable[[slice, slice], object], m: int, k: int, n: int, batch: int = 1, bytes_a_piece: int | None = None
+) -> None:
+    """Calls ``body(rows, columns)`` over pieces of a product ``[m, k] @ [k, n]``, on several threads where that pays.
+
+    The longer side is cut, as BLAS packs the other operand once a piece. Sizes decide where, not the number of threads:
+    nor do the bits depend on it.
+
+    Args:
+        batch: products of this size in one.
+        bytes_a_piece: cut also where operands and result in float32 are larger, as ``body`` goes over them again.
+    """
+    products = batch * m * k * n
+    pieces = min(products // MIN_PRODUCTS_PER_WORKER, max(m, n) // _LEAST_SIDE)
+    if bytes_a_piece is not None:
+        pieces = max(pieces, 4 * batch * max(m, n) * (k + min(m, n)) // bytes_a_piece)
+    pieces = max(1, min(pieces, max(m, n)))
+
+    def run(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            piece = slice(max(m, n) * i // pieces, max(m, n) * (i + 1) // pieces)
+            body(*((piece, slice(0, n)) if m >= n else (slice(0, m), piece)))
+
+    parallel_for(pieces, run, bytes_moved=0, products=max(1, products))
+
+
+def matmul(a: Array, b: Array, out: Array) -> Array:
+    """``a [..., m, k] @ b [..., k, n]`` into ``out [..., m, n]``, on threads of our own."""
+
+    def piece(rows: slice, columns: slice) -> None:
+        np.matmul(a[..., rows, :], b[..., columns], out[..., rows, columns])
+
+    over_products(piece, a.shape[-2], a.shape[-1], b.shape[-1], math.prod(out.shape[:-2]))
+    return out
 
 
 def ahead(body: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:

@@ -15,6 +15,7 @@ from .. import kernels
 from ..kernels import activation, conv2d, linear, pool2d, rnn, softmax
 from ..kernels.backends import Operation
 from . import functional, modules
+from .modules._recurrent import Recurrent
 
 __all__ = ["ConversionReport", "convert", "revert"]
 
@@ -94,8 +95,8 @@ def _swap(model: torch.nn.Module, decide: Callable[[torch.nn.Module], Decision])
             report.kept.append((name, before, decision))
         elif decision is not None:
             module.__class__ = decision
-            if isinstance(module, modules.rnn._Recurrent):
-                module._take_over()
+            if isinstance(module, Recurrent):
+                module.take_over()
             elif isinstance(module, torch.nn.RNNBase):
                 module._init_flat_weights()  # torch's class keeps its parameters in a list as well
             report.swapped.append((name, before, _class_name(decision)))

@@ -18,8 +18,13 @@ from tilesmith import nn as tsnn
 from torch import nn
 from typer.testing import CliRunner
 
+from examples.crnn import BLANK, LineReader, decode
+from examples.crnn import Options as CrnnOptions
+from examples.crnn import app as crnn
+from examples.crnn import train as train_reader
 from examples.data import Dataset, Split, load_digits, load_mnist, stratified_split
 from examples.digits_cnn import YARDSTICK, app, build_network, build_twins
+from examples.lines import compose
 from examples.training import Evaluation, Options, evaluate, largest_relative_difference, train
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -434,3 +439,64 @@ def numbers_in(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for item in value for number in numbers_in(item)]
     return [value] if isinstance(value, float) else []
+
+
+class TestLineReader:
+    def test_lines_are_what_they_say(self, few_digits: Dataset) -> None:
+        lines = compose(few_digits.train, 20, torch.Generator().manual_seed(0))
+        again = compose(few_digits.train, 20, torch.Generator().manual_seed(0))
+        assert torch.equal(lines.images, again.images)
+        assert lines.digits == again.digits
+        assert lines.images.shape == (20, 1, 28, int(lines.widths.max()))
+        assert {len(digits) for digits in lines.digits} <= {3, 4, 5, 6}
+        assert lines.images.min() >= 0
+        assert lines.images.max() <= 1
+        for image, width in zip(lines.images, lines.widths.tolist(), strict=True):
+            assert not image[0, :, width:].any()
+            assert image[0, :, : width // 2].any()
+            assert not image[0, :, [0, width - 1]].any()
+
+    def test_a_line_of_one_image_repeats_it(self) -> None:
+        """Each digit's pixels stand in the line: nothing is lost or drawn twice."""
+        image = torch.zeros(1, 1, 28, 28)
+        image[0, 0, 10:15, 12:16] = 1.0
+        lines = compose(Split(image, torch.tensor([7])), 30, torch.Generator().manual_seed(1))
+        for line, digits in zip(lines.images, lines.digits, strict=True):
+            assert set(digits) == {7}
+            assert 20 * len(digits) - 5 * (len(digits) - 1) <= line.sum() <= 20 * len(digits)
+
+    def test_decoding_takes_repeats_once_and_leaves_blanks_out(self) -> None:
+        steps = torch.tensor([[1, 1, BLANK, 1, 2, 2, 3, BLANK], [BLANK, BLANK, 4, 4, 4, BLANK, 9, 9]])
+        scores = nn.functional.one_hot(steps.T, BLANK + 1).float()
+        assert decode(scores, torch.tensor([8, 6])) == [[1, 1, 2, 3], [4]]
+
+    def test_padding_does_not_change_what_a_line_gives(self, few_digits: Dataset) -> None:
+        torch.manual_seed(0)
+        network = LineReader(8, "gated").eval()
+        lines = compose(few_digits.train, 4, torch.Generator().manual_seed(0))
+        scores, steps = network(lines.images, lines.widths)
+        for i, width in enumerate(lines.widths.tolist()):
+            alone, _ = network(lines.images[i : i + 1, :, :, : width + 4 - width % 4], lines.widths[i : i + 1])
+            n = int(steps[i])
+            torch.testing.assert_close(scores[: n - 1, i], alone[: n - 1, 0], rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("merge", ["concat", "sum", "mean", "gated"])
+    def test_command_line(self, merge: str, tmp_path: Path) -> None:
+        arguments = ["--epochs", "2", "--lines", "48", "--batch-size", "16", "--units", "8", "--test-lines", "10"]
+        result = CliRunner().invoke(crnn, [*arguments, "--merge", merge, "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        assert "of 10 lines of held-out digits read without a mistake" in result.output
+        metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+        first, last = metrics["training"]["loss"]
+        assert last < first
+        assert (tmp_path / "lines.png").read_bytes().startswith(PNG_SIGNATURE)
+
+    def test_it_learns_to_read(self, few_digits: Dataset) -> None:
+        """Three images a line of which it has seen every one: nearly all are read after a short training."""
+        torch.manual_seed(0)
+        few = Split(few_digits.train.images[:10], few_digits.train.labels[:10])
+        network = LineReader(48, "concat")
+        unseen = compose(few, 50, torch.Generator().manual_seed(9))
+        result = train_reader(network, few, unseen, CrnnOptions(epochs=6, lines=512, batch_size=4))
+        assert result.loss[-1] < 0.5 * result.loss[0]
+        assert result.validation_lines_right[-1] > 0.8

@@ -64,14 +64,16 @@ def test_values_and_gradients(case: Case, dtype: torch.dtype) -> None:
     check_against_oracle(case, dtype, "contiguous")
 
 
-@pytest.mark.parametrize("case", CONV2D + POOL2D + LINEAR, ids=str)
+@pytest.mark.parametrize("case", [*CONV2D, *POOL2D, *LINEAR, *RECURRENT], ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("block_bytes", [1, 1500])
 def test_many_small_blocks(case: Case, layout: str, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Images, groups and rows in blocks of their own, on several threads: what large problems do, on small ones."""
-    for op in ("conv2d", "pool2d", "linear"):
-        monkeypatch.setattr(import_module(f"tilesmith.kernels.{op}._numpy"), "_BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(_parallel, "MIN_BYTES_PER_WORKER", 1)
+    for module in ("conv2d._numpy", "pool2d._numpy", "rnn._numpy_backward"):
+        monkeypatch.setattr(import_module(f"tilesmith.kernels.{module}"), "_BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(import_module("tilesmith.kernels.rnn._numpy_layout"), "_SMALL_STEP", 0)
+    for limit in ("MIN_BYTES_PER_WORKER", "MIN_PRODUCTS_PER_WORKER", "_LEAST_SIDE"):
+        monkeypatch.setattr(_parallel, limit, 1)
     check_against_oracle(case, torch.float32, layout)
 
 

@@ -191,6 +191,31 @@ def test_blas_threads_are_restored_also_after_an_error_and_when_nested() -> None
     assert [library.num_threads for library in _blas._libraries()] == before
 
 
+@pytest.mark.parametrize("size", [8, 512])
+def test_no_product_starts_threads_of_blas(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They spin for 20 ms after it, and torch's next operations wait for a core."""
+    import tilesmith.nn as tsnn
+
+    counts: set[int] = set()
+    matmul = np.matmul
+
+    def watched(*args: Any, **options: Any) -> Any:
+        counts.update(library.num_threads for library in _blas._libraries())
+        return matmul(*args, **options)
+
+    monkeypatch.setattr(np, "matmul", watched)
+    for layer, shape in (
+        (tsnn.Linear(size, size), (size, size)),
+        (tsnn.Conv2d(size // 8, 64, 3), (4, size // 8, 16, 16)),
+        (tsnn.LSTM(size, size), (3, size // 4, size)),
+    ):
+        counts.clear()
+        x = torch.randn(shape, requires_grad=True)
+        y = layer(x)
+        (y[0] if isinstance(y, tuple) else y).square().sum().backward()
+        assert counts == {1}, layer
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
 def test_kernels_work_in_a_forked_child() -> None:
     """DataLoader workers fork; our threads do not survive that, so the child must make its own."""

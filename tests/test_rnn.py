@@ -345,10 +345,11 @@ def test_nothing_is_kept_without_gradients(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @each_layer
-def test_threads_and_blocks_do_not_change_a_bit(name: str) -> None:
-    """Large enough for a product ahead of the walk and for a step cut into small products."""
+@pytest.mark.parametrize(("batch", "steps"), [(32, 40), (512, 3)])
+def test_threads_and_blocks_do_not_change_a_bit(name: str, batch: int, steps: int) -> None:
+    """Large enough for a product ahead of the walk and a step in small products; for a step that threads share."""
     layer = getattr(ours, name)(96, 128, bidirectional=True)
-    x = random(40, 32, 96, dtype=torch.float32)
+    x = random(steps, batch, 96, dtype=torch.float32)
     results = []
     before = torch.get_num_threads()
     for threads in (1, 2, 3):

@@ -372,7 +372,7 @@ def _correlate(g: _Geometry, source: Array, weights: Array, bias: Array | None, 
                 np.copyto(destination, result)
             apply(activation, destination, destination)
 
-    parallel_for(len(blocks), run, bytes_moved=source.nbytes + target.nbytes, blas=True)
+    parallel_for(len(blocks), run, bytes_moved=source.nbytes + target.nbytes, products=target.size * g.taps)
 
 
 def forward(problem: Conv2dProblem, x: Array, w: Array, bias: Array | None, y: Array) -> None:
@@ -455,7 +455,7 @@ def _scatter(g: _Geometry, dy: Array, weights: Array, dx: Array) -> None:
             else:
                 add_windows(taps, target)
 
-    parallel_for(len(blocks), run, bytes_moved=dy.nbytes + dx.nbytes, blas=True)
+    parallel_for(len(blocks), run, bytes_moved=dy.nbytes + dx.nbytes, products=dy.size * g.taps)
 
 
 def _meeting(offset: int, stride: int, size: int, count: int) -> tuple[slice, slice]:
@@ -509,7 +509,7 @@ def _accumulate(g: _Geometry, x: Array, dy: Array, dw: Array, db: Array | None) 
                 if db is not None:
                     partial_bias[slab, block.groups] += gradient.sum(axis=2)
 
-    parallel_for(slabs, run, bytes_moved=x.nbytes + dy.nbytes, blas=True)
+    parallel_for(slabs, run, bytes_moved=x.nbytes + dy.nbytes, products=dy.size * g.taps)
     total = partial.sum(axis=0)
     if g.layout == "pixels":
         total = total.reshape(g.G, g.R, g.S, g.C, g.K).transpose(0, 4, 3, 1, 2)

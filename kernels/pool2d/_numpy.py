@@ -194,7 +194,7 @@ def avg_forward(problem: Pool2dProblem, x: Array, y: Array) -> None:
             _sum_taps(source, vertical, horizontal, total)
             total /= divisors
 
-    _over_images(block, x, y, blas=band is not None)
+    _over_images(block, x, y, 0 if band is None else x.size * problem.Q)
 
 
 @lru_cache(maxsize=_PLANS)
@@ -250,7 +250,7 @@ def avg_backward(problem: Pool2dProblem, dy: Array, dx: Array) -> None:
             for q, w in horizontal:
                 target[:, :, h, w] += share[:, :, p, q]
 
-    _over_images(block, dx, dy, blas=band is not None)
+    _over_images(block, dx, dy, 0 if band is None else dx.size * problem.Q)
 
 
 def _spread_rows(rows: Array, vertical: AxisTaps, target: Array) -> None:
@@ -363,7 +363,7 @@ def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: Array, y: Array) -> 
             source[:, :, h, w].sum(axis=(2, 3), out=total[:, :, p, q])
         total /= areas
 
-    _over_images(block, x, y, blas=cover is not None)
+    _over_images(block, x, y, 0 if cover is None else cover.shape[1] * x.size)
 
 
 @lru_cache(maxsize=_PLANS)
@@ -392,7 +392,7 @@ def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: Array, dx: Array) 
         for p, q, h, w in windows:
             target[:, :, h, w] += share[:, :, p, q, None, None]
 
-    _over_images(block, dx, dy, blas=cover is not None)
+    _over_images(block, dx, dy, 0 if cover is None else cover.shape[1] * dx.size)
 
 
 def _cover(problem: AdaptivePool2dProblem, dtype: np.dtype[Any]) -> Array | None:
@@ -416,14 +416,14 @@ def _windows(problem: AdaptivePool2dProblem) -> Iterator[Window]:
             yield p, q, slice(top, bottom), slice(left, right)
 
 
-def _over_images(block: Callable[[slice], None], large: Array, small: Array, blas: bool = False) -> None:
+def _over_images(block: Callable[[slice], None], large: Array, small: Array, products: int = 0) -> None:
     """Runs ``block`` on ranges of images, several threads at a time."""
     parallel_for(
         large.shape[0],
         lambda start, stop: block(slice(start, stop)),
         bytes_moved=large.nbytes + small.nbytes,
         block=_images_per_block(large),
-        blas=blas,
+        products=products,
     )
 
 

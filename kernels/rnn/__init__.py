@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._arrays import as_array, compute_dtype, empty, rounded
@@ -37,7 +38,7 @@ from .._ops import define, one_by_one
 from ..backends import Operation
 from ._problem import CELLS, SAVED, RnnProblem, Weights
 
-__all__ = ["CELLS", "OPERATION", "RnnProblem", "backward", "forward", "make_problem"]
+__all__ = ["CELLS", "OPERATION", "RnnProblem", "backward", "forward", "make_problem", "stack"]
 
 OPERATION = Operation("rnn", __name__, {"numpy": "._numpy"})
 
@@ -225,6 +226,15 @@ def _backward_fake(
     return tuple(_gradients(x, h0, c0, [w_ih, w_hh, bias, bias_n, w_hr], needs_x, needs_weights, x.dtype))
 
 
+def _stack(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    stacked = empty((2, *a.shape), a.dtype, a.device)
+    if a.device.type == "cpu" and a.dtype not in (torch.float16, torch.bfloat16):
+        for target, source in zip(stacked.numpy(), (a, b), strict=True):
+            np.copyto(target, as_array(source))
+        return stacked
+    return torch.stack((a, b), out=stacked)
+
+
 _OPERANDS = (
     "Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? bias, Tensor? bias_n, Tensor? w_hr, "
     "Tensor? lengths, Tensor? reset"
@@ -242,3 +252,6 @@ backward = define(
     _backward_fake,
     one_by_one,
 )
+# torch.stack, without torch's threads: on a CPU these wait in a loop for some milliseconds for more to do, on the core
+# that the walk wants for its own second thread.
+stack = define("rnn_stack(Tensor a, Tensor b) -> Tensor", _stack, lambda a, b: a.new_empty(2, *a.shape), one_by_one)

@@ -4,7 +4,7 @@ from .activation import activation
 from .conv2d import conv2d
 from .linear import linear
 from .pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
-from .rnn import rnn
+from .rnn import rnn, stack_directions
 from .softmax import softmax
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "max_pool2d",
     "rnn",
     "softmax",
+    "stack_directions",
 ]

@@ -131,6 +131,29 @@ class RnnBackward(Function):
         return tuple(second)
 
 
+class Stack(Function):
+    """The parameters of two directions, ``[2, ...]``."""
+
+    @staticmethod
+    def forward(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return kernels.stack(a, b)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Tensors, output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Tensors:
+        return gradient[0], gradient[1]
+
+
+def stack_directions(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """``[D, ...]`` of one tensor a direction."""
+    if len(tensors) == 1:
+        return tensors[0].unsqueeze(0)
+    return torch.stack(tensors) if torch.compiler.is_compiling() else Stack.call(*tensors)
+
+
 def plain(
     cell: str,
     x: torch.Tensor,

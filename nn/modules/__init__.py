@@ -4,7 +4,8 @@ from .activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
 from .conv import Conv2d
 from .linear import Linear
 from .pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
-from .rnn import GRU, LSTM, RNN, BiLSTM, GRUCell, LSTMCell, RNNCell
+from .rnn import GRU, LSTM, RNN, BiLSTM
+from .rnn_cells import GRUCell, LSTMCell, RNNCell
 
 __all__ = [
     "GRU",
