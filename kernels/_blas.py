@@ -9,13 +9,14 @@ worker and 370 ms with more, while another process was busy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from threading import Lock
 from typing import Any
 
 from threadpoolctl import ThreadpoolController
+
+# Multiplications up to which OpenBLAS keeps any product in the thread that asks for it: of a matrix and a vector.
+ALONE = 4 * 2304
 
 _lock = Lock()
 _users = 0
@@ -28,21 +29,30 @@ def _libraries() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
+class _OneThread:
     """Limits BLAS to one thread a call while any thread is inside; the last one out restores what was set before."""
-    global _users, _threads_before
-    with _lock:
-        if _users == 0:
-            _threads_before = [library.num_threads for library in _libraries()]
-            for library in _libraries():
-                library.set_num_threads(1)
-        _users += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        global _users, _threads_before
+        with _lock:
+            if _users == 0:
+                _threads_before = [library.num_threads for library in _libraries()]
+                for library in _libraries():
+                    library.set_num_threads(1)
+            _users += 1
+
+    def __exit__(self, *error: object) -> None:
+        global _users
         with _lock:
             _users -= 1
             if _users == 0:
                 for library, threads in zip(_libraries(), _threads_before, strict=True):
                     library.set_num_threads(threads)
+
+
+_ONE_THREAD = _OneThread()
+
+
+def one_thread() -> _OneThread:
+    """A context in which each product runs in the thread that asks for it."""
+    return _ONE_THREAD

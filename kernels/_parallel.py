@@ -62,7 +62,7 @@ def parallel_for(
     """
     if n <= 0:
         return
-    if products:
+    if products > _blas.ALONE:
         with _blas.one_thread():
             pieces = max(bytes_moved // MIN_BYTES_PER_WORKER, products // MIN_PRODUCTS_PER_WORKER)
             parallel_for(n, body, bytes_moved=pieces * MIN_BYTES_PER_WORKER, block=block)
@@ -114,7 +114,7 @@ def over_products(
             piece = slice(max(m, n) * i // pieces, max(m, n) * (i + 1) // pieces)
             body(*((piece, slice(0, n)) if m >= n else (slice(0, m), piece)))
 
-    parallel_for(pieces, run, bytes_moved=0, products=max(1, products))
+    parallel_for(pieces, run, bytes_moved=0, products=products)
 
 
 def matmul(a: Array, b: Array, out: Array) -> Array:

@@ -199,9 +199,10 @@ def test_no_product_starts_threads_of_blas(size: int, monkeypatch: pytest.Monkey
     counts: set[int] = set()
     matmul = np.matmul
 
-    def watched(*args: Any, **options: Any) -> Any:
-        counts.update(library.num_threads for library in _blas._libraries())
-        return matmul(*args, **options)
+    def watched(a: Any, b: Any, *rest: Any, **options: Any) -> Any:
+        if a.size * b.shape[-1] > _blas.ALONE:
+            counts.update(library.num_threads for library in _blas._libraries())
+        return matmul(a, b, *rest, **options)
 
     monkeypatch.setattr(np, "matmul", watched)
     for layer, shape in (
@@ -213,7 +214,8 @@ def test_no_product_starts_threads_of_blas(size: int, monkeypatch: pytest.Monkey
         x = torch.randn(shape, requires_grad=True)
         y = layer(x)
         (y[0] if isinstance(y, tuple) else y).square().sum().backward()
-        assert counts == {1}, layer
+        assert counts <= {1}, layer
+    assert counts or size < 512
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this platform")
