@@ -1,0 +1,1 @@
+"""Word2Vec from text: vocabulary, encoded text, training, vectors."""
