@@ -3,6 +3,7 @@
 from . import functional
 from .convert import ConversionReport, convert, revert
 from .modules import (
+    CBOW,
     GRU,
     LSTM,
     RNN,
@@ -19,11 +20,14 @@ from .modules import (
     ReLU,
     RNNCell,
     Sigmoid,
+    SkipGram,
     Softmax,
     Tanh,
 )
+from .words import Word2Vec, WordVectors
 
 __all__ = [
+    "CBOW",
     "GRU",
     "LSTM",
     "RNN",
@@ -41,8 +45,11 @@ __all__ = [
     "RNNCell",
     "ReLU",
     "Sigmoid",
+    "SkipGram",
     "Softmax",
     "Tanh",
+    "Word2Vec",
+    "WordVectors",
     "convert",
     "functional",
     "revert",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tilesmith.kernels import word2vec as kernels
@@ -242,11 +243,30 @@ def test_apply_adds_each_row_once_and_scales_what_is_over_the_cap(d: int, dtype:
     for i in range(n):
         factor = min(1.0, cap / total[ids[i]]) if total[ids[i]] else 1.0
         expected[ids[i]] += 0.1 * factor * gradients[i].astype(np.float64)
-    scratch = np.zeros(V, dtype), np.zeros(V, np.int32)
-    _numpy.apply(table, kernels.Rows(ids, gradients.copy(), mass), 0.1, cap, scratch)
+    masses = np.zeros(V, dtype)
+    _numpy.apply(table, kernels.Rows(ids, gradients.copy(), mass), 0.1, cap, masses)
     np.testing.assert_allclose(table, expected, rtol=1e-5 if dtype == np.float32 else 1e-12)
-    assert not scratch[0].any()
+    assert not masses.any()
     assert (total > 3).any()
+
+
+@pytest.mark.parametrize(("V", "d", "n"), [(5, 100, 4000), (3000, 100, 4000), (3000, 7, 50), (40_000, 33, 1000)])
+def test_apply_has_the_bits_of_a_loop_over_the_rows_for_any_number_of_threads(V: int, d: int, n: int) -> None:
+    generator = np.random.default_rng(0)
+    table, gradients = (generator.normal(size=(size, d)).astype(np.float32) for size in (V, n))
+    ids = (generator.zipf(1.2, n) % V).astype(np.int32)
+    expected = table.copy()
+    for i in range(n):
+        expected[ids[i]] += np.float32(0.1) * gradients[i]
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found = table.copy()
+        rows = kernels.Rows(ids, gradients.copy(), np.ones(n, np.float32))
+        _numpy.apply(found, rows, 0.1, float("inf"), np.zeros(V, np.float32))
+        assert np.array_equal(found, expected)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("epochs", [3])
@@ -263,10 +283,10 @@ def test_many_tokens_at_once_learn_what_pair_by_pair_learns(epochs: int) -> None
     alpha, steps_tokens = 0.1, 64
     table = kernels.AliasTable.of(shares)
     starts = np.arange(0, len(tokens) + 1, 6)
-    stream = TokenStream(tokens, starts, np.full(V, 2**32, np.uint64), window, True, 1, steps_tokens)
+    stream = TokenStream(tokens, starts, np.arange(V), np.full(V, 2**32, np.uint64), window, True, 1, steps_tokens)
     w_in = (np.random.default_rng(1).random((V, d)) * 2 - 1) / d
     w_out = np.zeros((V, d))
-    scratch = np.zeros(V), np.zeros(V, np.int32)
+    masses = np.zeros(V)
 
     def loss(inputs: Any, outputs: Any) -> float:
         total = pairs = 0.0
@@ -288,8 +308,8 @@ def test_many_tokens_at_once_learn_what_pair_by_pair_learns(epochs: int) -> None
             step = _numpy.skipgram_negative(
                 problem, w_in, w_out, batch.tokens, batch.sentences, batch.reach, pool, False
             )
-            _numpy.apply(w_in, step.inputs, rate, 64, scratch)
-            _numpy.apply(w_out, step.outputs, rate, 64, scratch)
+            _numpy.apply(w_in, step.inputs, rate, 64, masses)
+            _numpy.apply(w_out, step.outputs, rate, 64, masses)
     in_order = reference.train_in_order(sentences, V, d, window, K, shares, epochs, alpha, 1)
     found, expected = loss(w_in, w_out), loss(*in_order)
     assert expected < 0.8 * untrained
@@ -307,7 +327,8 @@ def test_an_epoch_has_each_kept_token_once_and_in_order(tokens_per_step: int, mo
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, 9, 3000).astype(np.int32)
     starts = np.array([0, 0, 5, 5, 900, 901, 2999, 3000])
-    stream = TokenStream(tokens, starts, kernels.thresholds(np.linspace(0.1, 1, 9)), 5, True, 3, tokens_per_step)
+    ids = np.array([3, 0, -1, 7, 1, 5, -1, 2, 8])  # of what the tokens stand for
+    stream = TokenStream(tokens, starts, ids, kernels.thresholds(np.linspace(0.1, 1, 9)), 5, True, 3, tokens_per_step)
     whole = [b for chunk in stream.chunks(2) for b in chunk]
     monkeypatch.setattr(_stream, "_CHUNK", 170)
     again = [b for chunk in stream.chunks(2) for b in chunk]
@@ -316,8 +337,10 @@ def test_an_epoch_has_each_kept_token_once_and_in_order(tokens_per_step: int, mo
         assert (first == second).all(), name
     assert [b.step for b in again] == list(range(len(again)))
     assert all(len(b.tokens) == tokens_per_step for b in again[:-1])
-    kept, _ = kernels.kept_and_reach(tokens, stream.keep, 5, True, 3, 2, 0)
-    assert (np.concatenate([b.tokens for b in again]) == tokens[kept]).all()
+    words = ids[tokens]
+    kept, _ = kernels.kept_and_reach(words, stream.keep, 5, True, 3, 2, 0)
+    kept &= words >= 0
+    assert (np.concatenate([b.tokens for b in again]) == words[kept]).all()
     sentence = np.searchsorted(starts, np.flatnonzero(kept), side="right")
     assert (np.diff(np.concatenate([b.sentences for b in again])) == np.diff(sentence)).all()
     positions = np.flatnonzero(kept)

@@ -72,7 +72,7 @@ def skipgram_negative(
     for i, contexts in windows(sentences, reach):
         for j in contexts:
             sums.d_in[tokens[j]] += sums.meet(w_in[tokens[j]], tokens[i], w_out[tokens[i]], 1, 1)
-            sums.in_mass[tokens[j]] += 1
+            sums.in_mass[tokens[j]] += 3  # it moves for the positive and for the negatives
             pairs_of[j] += 1
             sums.pairs += 1
     for j, n in enumerate(pairs_of):
@@ -85,10 +85,13 @@ def hidden(w_in: Array, tokens: Array, contexts: list[int], mean: bool) -> Array
     return total / len(contexts) if mean else total
 
 
-def spread(sums: Sums, tokens: Array, contexts: list[int], gradient: Array, divide: bool) -> None:
+def spread(
+    sums: Sums, tokens: Array, contexts: list[int], gradient: Array, divide: bool, mean: bool = True, mass: int = 1
+) -> None:
     for j in contexts:
         sums.d_in[tokens[j]] += gradient / len(contexts) if divide else gradient
-        sums.in_mass[tokens[j]] += 1
+        # how far the hidden vector moves, if all of its rows move alike
+        sums.in_mass[tokens[j]] += mass * (1 if mean else len(contexts)) / (len(contexts) if divide else 1)
 
 
 def cbow_negative(
@@ -109,7 +112,7 @@ def cbow_negative(
             h = hidden(w_in, tokens, contexts, mean)
             gradient = sums.meet(h, tokens[i], w_out[tokens[i]], 1, 1)
             gradient = gradient + against_pool(sums, h, w_out, tokens[i], pool[i // G], K, 1)
-            spread(sums, tokens, contexts, gradient, divide)
+            spread(sums, tokens, contexts, gradient, divide, mean)
             sums.pairs += 1
     return sums
 
@@ -130,7 +133,7 @@ def skipgram_hierarchical(
         for j in contexts:
             gradient = along_path(sums, w_in[tokens[j]], w_nodes, paths[tokens[i]], codes[tokens[i]])
             sums.d_in[tokens[j]] += gradient
-            sums.in_mass[tokens[j]] += 1
+            sums.in_mass[tokens[j]] += 3
             sums.pairs += 1
     return sums
 
@@ -151,7 +154,7 @@ def cbow_hierarchical(
         if contexts:
             h = hidden(w_in, tokens, contexts, mean)
             gradient = along_path(sums, h, w_nodes, paths[tokens[i]], codes[tokens[i]])
-            spread(sums, tokens, contexts, gradient, divide)
+            spread(sums, tokens, contexts, gradient, divide, mean, 3)
             sums.pairs += 1
     return sums
 

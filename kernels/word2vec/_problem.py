@@ -47,3 +47,24 @@ class Word2VecProblem:
         """Rows read and written once, in float32: two a token, and the pool's (or the paths')."""
         rows = 2 * self.N + self.slices * self.S if self.K else self.N * (1 + self.L)
         return 2 * rows * self.d * 4
+
+
+@dataclass(frozen=True)
+class PairsProblem:
+    """``B`` times the sum or mean of ``C`` rows of a table ``[V, d]`` meets ``M`` rows of a table ``[U, d]``."""
+
+    V: int
+    U: int
+    B: int
+    C: int
+    M: int
+    d: int
+
+    @property
+    def flops(self) -> int:
+        """Forward and backward: three products of B x M x d, the inputs summed and their gradients spread."""
+        return self.B * self.d * (3 * 2 * self.M + 2 * self.C)
+
+    def bytes_moved(self, itemsize: int) -> int:
+        """Forward and backward, where no row occurs twice: each is read in both, and its gradient written."""
+        return 3 * self.B * (self.C + self.M) * self.d * itemsize

@@ -6,6 +6,7 @@ from .linear import linear
 from .pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 from .rnn import rnn, stack_directions
 from .softmax import softmax
+from .word2vec import word2vec_pairs
 
 __all__ = [
     "activation",
@@ -18,4 +19,5 @@ __all__ = [
     "rnn",
     "softmax",
     "stack_directions",
+    "word2vec_pairs",
 ]

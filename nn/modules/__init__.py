@@ -6,8 +6,10 @@ from .linear import Linear
 from .pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from .rnn import GRU, LSTM, RNN, BiLSTM
 from .rnn_cells import GRUCell, LSTMCell, RNNCell
+from .word2vec import CBOW, SkipGram
 
 __all__ = [
+    "CBOW",
     "GRU",
     "LSTM",
     "RNN",
@@ -24,6 +26,7 @@ __all__ = [
     "RNNCell",
     "ReLU",
     "Sigmoid",
+    "SkipGram",
     "Softmax",
     "Tanh",
 ]

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...kernels import word2vec as kernels
+from .corpus import Corpus
+from .vocabulary import Vocabulary
 
 _CHUNK = 1 << 16  # tokens drawn for at a time
 
@@ -28,25 +30,34 @@ class Batch:
 class TokenStream:
     """The steps of each epoch over ``tokens [n]`` with sentences from ``starts [s + 1]``.
 
-    ``keep`` are the thresholds of the words (``kernels.thresholds``). An epoch's draws depend on the seed, the epoch
-    and the position in the corpus: any step can be reached again without having trained those before it.
+    ``ids`` are what a token's number is in the vocabulary, -1 where it is not in it: such tokens are dropped before
+    windows are made. ``keep`` are the thresholds of the vocabulary's words (``kernels.thresholds``). An epoch's draws
+    depend on the seed, the epoch and the position in the corpus: any step can be reached again without having trained
+    those before it.
     """
 
     tokens: Any
     starts: Any
+    ids: Any
     keep: Any
     window: int
     shrink: bool
     seed: int
     tokens_per_step: int
 
+    @staticmethod
+    def of(corpus: Corpus, vocabulary: Vocabulary, sample: float, *rest: Any) -> TokenStream:
+        keep = kernels.thresholds(vocabulary.keep_probabilities(sample))
+        return TokenStream(corpus.tokens, corpus.starts, vocabulary.ids_of(corpus.words), keep, *rest)
+
     def chunks(self, epoch: int) -> Iterator[list[Batch]]:
         """The steps of an epoch, some at a time. The last step of the epoch may be shorter."""
         step, size = 0, self.tokens_per_step
+        keep = np.append(self.keep, np.uint64(0))  # the last one, -1, is never kept
         rest: list[Any] = [np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int8), np.empty(0, np.int64)]
         for first in range(0, len(self.tokens), _CHUNK):
-            tokens = np.asarray(self.tokens[first : first + _CHUNK])
-            kept, reach = kernels.kept_and_reach(tokens, self.keep, self.window, self.shrink, self.seed, epoch, first)
+            tokens = self.ids[self.tokens[first : first + _CHUNK]]
+            kept, reach = kernels.kept_and_reach(tokens, keep, self.window, self.shrink, self.seed, epoch, first)
             positions = np.flatnonzero(kept)
             sentences = self._sentences(first, len(tokens))
             new = (tokens[positions], sentences[positions], reach[positions], positions + first)
