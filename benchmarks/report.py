@@ -60,12 +60,19 @@ class Report:
             words=2,
         )
     )
+    words: Table = field(
+        default_factory=lambda: Table(
+            "Word2Vec beside one worker of gensim's, one thread, thousand words a second (medians; over 1 is faster)",
+            ("Word2Vec", "text", "tilesmith", "gensim", "ratio"),
+            words=2,
+        )
+    )
 
     disturbed: int = 0  # rows measured on a busy machine
 
     @property
     def tables(self) -> list[Table]:
-        return [table for table in (self.ops, self.overhead) if table.rows]
+        return [table for table in (self.ops, self.overhead, self.words) if table.rows]
 
     def trusted(self, cell: str, share_elsewhere: float) -> str:
         """The cell, marked if other processes took too much of the machine for what it says."""

@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.word2vec_quality --text out/corpora/all.txt`` trains both on the text without each hundredth
 sentence, and measures WordSim-353, SimLex-999, analogies, and the loss on the sentences left out (of both models by the
-same function, with the same draws). A run is a line of ``<out>/<text>.jsonl`` as soon as it is done; runs that are there
-are not repeated.
+same function, with the same draws). A run is a line of ``<out>/<text>.jsonl`` as soon as it is done; runs that are
+there are not repeated.
 """
 
 from __future__ import annotations

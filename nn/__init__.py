@@ -1,5 +1,7 @@
 """Drop-in layers for ``torch.nn`` on this library's own kernels, and ``convert``, which swaps them into a model."""
 
+from typing import TYPE_CHECKING, Any
+
 from . import functional
 from .convert import ConversionReport, convert, revert
 from .modules import (
@@ -24,7 +26,9 @@ from .modules import (
     Softmax,
     Tanh,
 )
-from .words import Word2Vec, WordVectors
+
+if TYPE_CHECKING:
+    from .words import Word2Vec, WordVectors
 
 __all__ = [
     "CBOW",
@@ -54,3 +58,13 @@ __all__ = [
     "functional",
     "revert",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The trainer is imported when it is first asked for: it would take 15 ms of every program's start."""
+    if name in ("Word2Vec", "WordVectors"):
+        from . import words
+
+        globals()[name] = value = getattr(words, name)
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -458,7 +458,7 @@ def test_cbow_is_the_sum_over_its_windows(mode: str, grad: str) -> None:
             for negative in negatives[b].tolist():
                 if negative >= 0:
                     gradient = gradient + sums.meet(h, negative, w_out[negative], 0, 1)
-            reference.spread(sums, tokens, window, gradient, divide)
+            reference.spread(sums, tokens, window, gradient, divide=divide, mean=mode == "mean")
             sums.pairs += 1
     assert sums.pairs == len(contexts) - 1
     expected = [torch.tensor(x, dtype=DOUBLE) for x in (sums.loss, -sums.d_in, -sums.d_out)]
@@ -484,9 +484,8 @@ def test_hierarchical_is_the_loss_of_the_path(module: Any) -> None:
         elif (a >= 0).any():
             window = np.flatnonzero(a >= 0).tolist()
             h = reference.hidden(w_in, a, window, True)
-            reference.spread(
-                sums, a, window, reference.along_path(sums, h, w_nodes, tree.paths[b], tree.codes[b]), True
-            )
+            gradient = reference.along_path(sums, h, w_nodes, tree.paths[b], tree.codes[b])
+            reference.spread(sums, a, window, gradient, divide=True, mean=True)
     expected = [torch.tensor(x, dtype=DOUBLE) for x in (sums.loss, -sums.d_in, -sums.d_out)]
     torch.testing.assert_close(flat_gradients(made, first, second, reduction="sum"), expected)
     with pytest.raises(ValueError, match="negatives must be None: the module is hierarchical"):

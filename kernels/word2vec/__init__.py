@@ -65,9 +65,9 @@ import torch
 from .._arrays import Array, as_array, compute_dtype, empty, rounded
 from .._ops import VmapRule, define, one_by_one
 from ..backends import Operation
-from ._numpy import INPUT_MASS, Rows, Step
 from ._problem import MODELS, PairsProblem, Word2VecProblem
 from ._random import AliasTable, Stream, draws, kept_and_reach, negatives, philox, thresholds
+from ._step import INPUT_MASS, Rows, Step
 
 __all__ = [
     "INPUT_MASS",

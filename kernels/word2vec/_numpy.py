@@ -11,7 +11,6 @@ buffers that the next step uses again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,28 +23,7 @@ from .._openmp import alone
 from .._parallel import quiet
 from .._workspace import workspace
 from ._problem import Word2VecProblem
-
-INPUT_MASS = 3  # of a pair of skip-gram in its input row, which moves for the positive and for K negatives
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a step adds to one table: at rows ``ids [n]`` the ``gradients [n, d]`` times the learning rate; and the
-    ``mass [n]``, how many pairs are in each as the cap counts them."""
-
-    ids: Array
-    gradients: Array
-    mass: Array
-
-
-@dataclass(frozen=True)
-class Step:
-    """Rows for both tables, and if they were asked for the summed loss and the number of pairs it is of."""
-
-    inputs: Rows
-    outputs: Rows
-    loss: float
-    pairs: float
+from ._step import INPUT_MASS, Rows, Step
 
 
 def _sigmoid(x: Array) -> Array:
