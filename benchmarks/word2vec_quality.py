@@ -80,8 +80,8 @@ def theirs(model: Model, sentences: Sentences, epochs: int, seed: int, **options
 
 def measures(model: Word2Vec, held_out: Corpus) -> dict[str, float]:
     vectors = model.vectors
-    # the pool and the slices belong to the measure here: gensim has none
-    usual = Word2Vec(**{**asdict(Options()), **{n: getattr(model.options, n) for n in ("model", "hierarchical")}})
+    # slices and pool belong to the measure here: gensim has none
+    usual = Word2Vec(model.options.model, hierarchical=model.options.hierarchical, slice_tokens=16, pool=16)
     usual.vocabulary, usual.in_weight, usual.out_weight = model.vocabulary, model.in_weight, model.out_weight
     analogies = vectors.evaluate_word_analogies(gensim_data("questions-words.txt"), restrict_vocab=_ANALOGY_WORDS)
     return {

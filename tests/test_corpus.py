@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tilesmith.nn.words import Corpus, Vocabulary, corpus
 
+from examples import corpora
 from examples.corpora import gensim_data, sentences
 
 
@@ -117,6 +118,10 @@ def test_bad_text(tmp_path: Path) -> None:
         Corpus.of(["one string", "and another"])
     with pytest.raises(TypeError, match="words are strings, got 3 of int"):
         Corpus.of([["a", 3]])
+    with pytest.raises(TypeError, match="a sentence is a sequence of words or ids, got 5"):
+        Corpus.of([5, 6])
+    with pytest.raises(ValueError, match="sentence 2, position 0: id -1"):
+        Corpus.of([[], [], [-1]])
     with pytest.raises(FileNotFoundError):
         Corpus.of(tmp_path / "missing.txt")
     with pytest.raises(ValueError, match="the corpus has no words"):
@@ -262,3 +267,30 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(PermissionError):
             Corpus.of(tmp_path / "text.txt", cache=tmp_path / "locked")
+
+
+# ---- the texts that Word2Vec is judged on
+
+
+def test_texts_are_prepared_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = corpora.sentences("Mr. Smith's DOG; it barked -- loudly!\n\nToo short.\n\nIt's 5 o'clock in Zürich now?")
+    assert [" ".join(s) for s in text] == ["it barked loudly", "it's o'clock in z rich now"]
+    path = corpora.prepare("lee", tmp_path)
+    found = Corpus.of(path)
+    assert (len(found.tokens), len(found.starts) - 1) == (59_576, 2_622)
+    monkeypatch.setattr(corpora, "sentences", lambda text: pytest.fail("prepared again"))
+    assert corpora.prepare("lee", tmp_path) == path
+
+
+def test_a_text_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        corpora.Unavailable, match="apt-get is not on this machine, the package bible-kjv-text cannot be"
+    ):
+        corpora.prepare("kjv", tmp_path)
+    lines: list[str] = []
+    path = corpora.prepare_all(tmp_path, lines.append)
+    assert {p.name for p in tmp_path.glob("*.txt")} == {"lee.txt", "enwiki.txt", "all.txt"}
+    assert [line.partition(":")[0] for line in lines] == list(corpora.TEXTS)
+    assert path.read_bytes() == (tmp_path / "lee.txt").read_bytes() + (tmp_path / "enwiki.txt").read_bytes()
+    assert not list(tmp_path.glob(".*"))

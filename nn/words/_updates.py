@@ -28,8 +28,10 @@ class Updates:
 
     def __init__(self, options: Options, tables: list[torch.Tensor], tree: HuffmanTree | None) -> None:
         assert options.tokens_per_step is not None
+        assert options.pool is not None
         self.options, self.tree = options, tree
         self.implementation = kernels.OPERATION.implementation(tables[0].device.type)
+        self.pool = options.pool
         self.block = options.tokens_per_step // options.blocks
         self.tables = [t.numpy() for t in tables]
         self.masses = [np.zeros(len(t), t.dtype) for t in self.tables]
@@ -65,7 +67,7 @@ class Updates:
             options.window,
             0 if options.hierarchical else options.negative,
             options.slice_tokens,
-            options.pool,
+            self.pool,
             0 if self.tree is None else self.tree.paths.shape[1],
         )
         targets: tuple[Any, ...]

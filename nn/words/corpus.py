@@ -78,10 +78,15 @@ class Corpus:
             if cache is None and path.stat().st_size >= _LARGE_TEXT:
                 cache = cache_folder()
             return _encoded_file(path, None if cache is None else Path(cache))
-        sentences = iter(source)
-        first = next((s for s in sentences if isinstance(s, str | bytes) or len(s)), None)
-        again = sentences if first is None else chain([first], sentences)
-        pieces = _ids(again, words) if _is_ids(first) else _words(again)
+        sentences, seen = iter(source), []
+        for sentence in sentences:
+            seen.append(sentence)
+            if not hasattr(sentence, "__len__"):
+                raise TypeError(f"a sentence is a sequence of words or ids, got {sentence!r}")
+            if len(sentence):
+                break
+        again = chain(seen, sentences)
+        pieces = _ids(again, words) if seen and _is_ids(seen[-1]) else _words(again)
         if cache is None:
             return pieces.into(_InMemory())
         folder = Path(cache)
@@ -315,9 +320,7 @@ def _words(source: Iterator[Sequence[str]]) -> _Pieces:
 
 
 def _is_ids(sentence: Any) -> bool:
-    if sentence is None or isinstance(sentence, str | bytes):
-        return False
-    return not isinstance(sentence[0], str | bytes)
+    return not isinstance(sentence, str | bytes) and len(sentence) > 0 and not isinstance(sentence[0], str | bytes)
 
 
 def _ids(source: Iterator[Any], words: Sequence[str] | None) -> _Pieces:

@@ -37,13 +37,15 @@ class Options:
     seed: int = 1
     cap: float = 1.6
     slice_tokens: int = 16
-    pool: int = 16
+    pool: int | None = None
     tokens_per_step: int | None = None
     blocks: int = 1
 
     def check(self) -> None:
         """Raises ValueError naming the first option that makes no sense."""
         for name in ("vector_size", "window", "min_count", "epochs", "slice_tokens", "pool", "blocks"):
+            if name == "pool" and self.pool is None:
+                continue
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {getattr(self, name)!r}")
         if self.model not in kernels.MODELS:
@@ -69,6 +71,12 @@ class Options:
 
     def replaced(self, **changes: Any) -> Options:
         return Options(**(asdict(self) | changes))
+
+    def settled(self, vocabulary: Vocabulary) -> Options:
+        """The same options, with numbers for those that are ``None``."""
+        pool = self.pool or (16 if self.model == "skipgram" else 32)
+        step = self.tokens_per_step or self.usual_step(vocabulary)
+        return self.replaced(pool=pool, tokens_per_step=step)
 
     def largest_step(self, vocabulary: Vocabulary, share: float = _CAPPED_SHARE) -> int:
         """The most tokens a step may have: so many that the cap takes at most ``share`` of all updates, in the mean.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import warnings
@@ -57,7 +58,8 @@ class Word2Vec:
         cap: the pairs of one step that update a row count in full until their learning rates add up to this; their sum
             is scaled down to it. ``inf``: no limit. At the default and alpha = 0.025 these are 64 pairs; twice this
             diverges on text of few words.
-        slice_tokens, pool: this many tokens share this many negatives.
+        slice_tokens, pool: this many tokens share this many negatives. ``None``: 16, and 32 for CBOW, whose analogies
+            get worse with fewer.
         tokens_per_step: tokens trained at once. ``None``: as many as the vocabulary's counts allow
             (:meth:`Options.usual_step`), at most 2,048, and 512 with hierarchical softmax. What was used stands in
             ``options`` after ``fit``.
@@ -98,7 +100,7 @@ class Word2Vec:
         seed: int = 1,
         cap: float = 1.6,
         slice_tokens: int = 16,
-        pool: int = 16,
+        pool: int | None = None,
         tokens_per_step: int | None = None,
         blocks: int = 1,
         device: torch.device | str = "cpu",
@@ -156,6 +158,7 @@ class Word2Vec:
             ValueError: the corpus has no word that is frequent enough, or none of the vocabulary's; an id is out of
                 range; the checkpoint is of another text or of other options (it says which).
             TypeError: the corpus has sentences of something else.
+            FloatingPointError: the vectors diverged, which the usual ``cap`` prevents.
             RuntimeError: processes that train together were given different texts or options.
         """
         vocabulary = vocabulary or self.vocabulary
@@ -201,8 +204,7 @@ class Word2Vec:
         options = self.options
         if processes() > 1:
             options = options.replaced(blocks=processes())
-        if options.tokens_per_step is None:
-            options = options.replaced(tokens_per_step=options.usual_step(vocabulary))
+        options = options.settled(vocabulary)
         options.check()
         assert options.tokens_per_step is not None
         if self.vocabulary is None and options.tokens_per_step > (most := options.largest_step(vocabulary)):
@@ -250,15 +252,16 @@ class Word2Vec:
         stream = TokenStream.of(corpus, vocabulary, options.sample, *rest)
         drawn = vocabulary.counts.astype(np.float64) ** options.ns_exponent
         table = None if options.hierarchical else kernels.AliasTable.of(drawn)
-        slices = options.tokens_per_step // options.slice_tokens
+        slices, pool = options.tokens_per_step // options.slice_tokens, options.pool
+        assert pool is not None
         for chunk in stream.chunks(epoch):
             batches = [batch for batch in chunk if batch.step >= first_step]
             if table is None or not batches:
                 yield from ((batch, None) for batch in batches)
                 continue
             first, count = batches[0].step * slices, len(batches) * slices
-            pools = kernels.negatives(table, count, options.pool, seed, epoch, first)
-            yield from zip(batches, pools.reshape(len(batches), slices, options.pool), strict=True)
+            pools = kernels.negatives(table, count, pool, seed, epoch, first)
+            yield from zip(batches, pools.reshape(len(batches), slices, pool), strict=True)
 
     def _train(self, corpus: Corpus, watcher: Watcher | None, checkpoint: Path | None, seconds: float) -> None:
         options, state, tokens = self.options, self._state, len(corpus.tokens)
@@ -272,6 +275,12 @@ class Word2Vec:
                 share = (state.epoch + batch.position / tokens) / options.epochs
                 rate = max(options.min_alpha, options.alpha - (options.alpha - options.min_alpha) * share)
                 loss = updates.train(batch, pool, rate, batch.step % loss_every == 0)
+                if not math.isfinite(loss[0]):
+                    raise FloatingPointError(
+                        f"the vectors diverged (epoch {state.epoch}, step {batch.step}): with cap={options.cap}, "
+                        f"alpha={options.alpha} or tokens_per_step={options.tokens_per_step:,} is too much; the "
+                        "usual cap is 1.6"
+                    )
                 clock.tick(len(batch.tokens), batch.position, loss, rate)
                 if checkpoint is not None and time.monotonic() - saved >= seconds:
                     self._checkpoint(checkpoint)
