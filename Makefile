@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types demo demo-crnn bench clean
+.PHONY: help env test lint types demo demo-crnn demo-word2vec bench clean
 
 help:
 	@echo "make demo    train the tutorial's CNN on handwritten digits, ours beside torch's (out/demo/)"
 	@echo "             options: make demo ARGS='--mnist DIR --dropout 0.25' (ARGS=--help lists them)"
 	@echo "make demo-crnn   a CNN and a BiLSTM learn to read lines of digits (out/crnn/)"
+	@echo "make demo-word2vec   word vectors of English text: neighbours, analogies, scores, a map (out/word2vec/)"
 	@echo "make test    format, lint, types and all tests"
 	@echo "make bench   time every op beside torch (pytest --benchmark)"
 	@echo "make env     only make .venv"
@@ -34,6 +35,9 @@ demo: $(STAMP)
 demo-crnn: $(STAMP)
 	$(BIN)/python -m examples.crnn $(ARGS)
 
+demo-word2vec: $(STAMP)
+	$(BIN)/python -m examples.word2vec $(ARGS)
+
 test: lint types
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -41,11 +45,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-# The folders are the packages tilesmith.kernels, tilesmith.nn and tilesmith.autotune; a type checker wants to see them so.
+# The folders are the packages tilesmith.kernels, .nn, .autotune and .cli; a type checker wants to see them so.
 types: $(STAMP)
 	@mkdir -p build/types/tilesmith
-	@for package in kernels nn autotune; do ln -sfn ../../../$$package build/types/tilesmith/$$package; done
-	MYPYPATH=build/types $(BIN)/mypy -p tilesmith.kernels -p tilesmith.nn -p tilesmith.autotune
+	@for package in kernels nn autotune cli; do ln -sfn ../../../$$package build/types/tilesmith/$$package; done
+	MYPYPATH=build/types $(BIN)/mypy -p tilesmith.kernels -p tilesmith.nn -p tilesmith.autotune -p tilesmith.cli
 	MYPYPATH=build/types $(BIN)/mypy examples tests benchmarks conftest.py
 
 bench: $(STAMP)

@@ -53,7 +53,7 @@ def test_what_a_package_must_not_name(package: str, forbidden: set[str]) -> None
 
 
 def test_imports_inside_the_packages_are_relative() -> None:
-    for package in ("kernels", "nn", "autotune"):
+    for package in ("kernels", "nn", "autotune", "cli"):
         for path in sources(package):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.ImportFrom) and node.level == 0:

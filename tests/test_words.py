@@ -508,3 +508,32 @@ def test_the_bible_at_the_largest_step() -> None:
         assert float(max(w.norm(dim=1).max() for w in weights(model))) < 20
         scores.append(model.score(corpus))
     assert scores[1] < 1.05 * scores[0]
+
+
+def test_the_quality_command_keeps_each_run_and_repeats_none(tmp_path: Path, few: list[list[str]]) -> None:
+    from typer.testing import CliRunner
+
+    from benchmarks import word2vec_quality
+
+    text = tmp_path / "few.txt"
+    text.write_text("".join(" ".join(s) + "\n" for s in few))
+    arguments = [
+        "--text",
+        str(text),
+        "--out",
+        str(tmp_path / "out"),
+        "--seeds",
+        "2",
+        "--epochs",
+        "1",
+        "--model",
+        "cbow",
+    ]
+    runs = [CliRunner().invoke(word2vec_quality.app, arguments, catch_exceptions=False) for _ in range(2)]
+    assert [run.exit_code for run in runs] == [0, 0]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "few.jsonl").read_text().splitlines()]
+    assert [(r["side"], r["seed"]) for r in rows] == [(s, n) for n in (1, 2) for s in ("tilesmith", "gensim")]
+    table = (tmp_path / "out" / "few.md").read_text()
+    losses = [r["held_out_loss"] for r in rows if r["side"] == "gensim"]
+    assert f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}" in table
+    assert word2vec_quality.split(text) == ([s for i, s in enumerate(few) if i % 100 != 99], few[99::100])

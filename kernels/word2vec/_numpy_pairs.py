@@ -19,7 +19,7 @@ from .._parallel import parallel_for, quiet
 from .._workspace import workspace
 from ._problem import PairsProblem
 
-_BLOCK_BYTES = 2 << 20  # rows gathered at once
+_BLOCK_BYTES = 1 << 20  # rows gathered at once
 _CHUNK_BYTES = 8 << 20  # vectors h kept at once, and as many of their gradients
 
 Gradient = tuple[Array, Array]
