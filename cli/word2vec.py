@@ -415,15 +415,16 @@ def convert(
 
 def _kind_by_name(path: Path) -> Kind | None:
     """What a file of this name should hold; ``None`` for .npz, which is a model or vectors."""
-    ending = path.suffix if path.suffix != ".gz" else Path(path.stem).suffix
     kinds = {".txt": Kind.text, ".vec": Kind.text, ".bin": Kind.binary, ".gensim": Kind.gensim, ".model": Kind.gensim}
-    if path.suffix == ".gz":
-        return kinds.get(ending, Kind.text)
-    if ending == ".npz":
+    if path.suffix == ".npz":
         return None
-    if ending not in kinds:
+    kind = kinds.get(path.suffix)
+    if path.suffix == ".gz" and (inner := Path(path.stem).suffix) != ".npz":
+        kind = kinds.get(inner, Kind.text)
+        kind = None if kind is Kind.gensim else kind  # only word2vec's formats are compressed
+    if kind is None:
         raise typer.BadParameter(f"{path}: a name ends in .npz, .txt, .vec, .bin, .gz, .gensim or .model")
-    return kinds[ending]
+    return kind
 
 
 def _kind_of(path: Path) -> Kind:

@@ -286,16 +286,28 @@ def test_save_load_and_more_training(tmp_path: Path, few: list[list[str]]) -> No
         small().save(tmp_path / "empty")
 
 
-def test_a_model_from_the_future_is_refused(tmp_path: Path, few: list[list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "is of format 99, this version reads 1"),
+        ({"options": {"vector_size": 17}}, r"is not a Word2Vec model: in_weight is float32 \[\d+, 16\], it must be"),
+        ({"options": {"window": 0}}, "is not a Word2Vec model: window must be"),
+        ({"words": ["a"]}, "is not a Word2Vec model: 1 words and"),
+        ({"state": {"unknown": 1}}, "is not a Word2Vec model: "),
+    ],
+)
+def test_a_model_that_is_not_ours_is_refused(
+    tmp_path: Path, few: list[list[str]], change: dict[str, Any], message: str
+) -> None:
     model = small(epochs=1).fit(few)
     model.save(tmp_path / "model")
     with np.load(tmp_path / "model") as arrays:
         parts = dict(arrays)
     about = json.loads(parts["about"].tobytes())
-    parts["about"] = np.frombuffer(json.dumps({**about, "format": 99}).encode(), np.uint8)
+    parts["about"] = np.frombuffer(json.dumps({**about, **change}).encode(), np.uint8)
     with (tmp_path / "model").open("wb") as file:
         np.savez(file, **parts)
-    with pytest.raises(ValueError, match="is of format 99, this version reads 1"):
+    with pytest.raises(ValueError, match=message):
         Word2Vec.load(tmp_path / "model")
 
 
@@ -429,6 +441,8 @@ def test_processes_with_different_texts_are_stopped(tmp_path: Path) -> None:
         ({"max_vocab": 0}, "max_vocab must be at least 1"),
         ({"tokens_per_step": 100}, r"tokens_per_step must be a multiple of slice_tokens \* blocks = 16, got 100"),
         ({"dtype": torch.float16}, "dtype must be"),
+        ({"ns_exponent": float("nan")}, "ns_exponent must be finite"),
+        ({"seed": -1}, "seed must be an integer of 64 bits, at least 0, got -1"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:

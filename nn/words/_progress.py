@@ -31,7 +31,7 @@ Watcher = Callable[[Progress], None]
 class State:
     """What a training has done so far, in a checkpoint too.
 
-    ``epoch`` and ``step`` are of the run over this ``corpus``; ``loss`` and ``pairs`` of the epoch begun.
+    ``epoch`` and ``step`` are of the run over this ``corpus``; what follows them, of the epoch begun.
     """
 
     corpus: str = ""
@@ -40,6 +40,7 @@ class State:
     loss: float = 0.0
     pairs: float = 0.0
     effective_tokens: int = 0
+    seconds: float = 0.0
 
     @property
     def mean_loss(self) -> float:
@@ -51,7 +52,7 @@ class Clock:
 
     def __init__(self, state: State, epochs: int, corpus_tokens: int, watcher: Watcher | None) -> None:
         self.state, self.epochs, self.corpus_tokens, self.watcher = state, epochs, corpus_tokens, watcher
-        self.begin = self.told = self.epoch_begin = time.monotonic()
+        self.begin = self.told = self.counted = time.monotonic()
         self.effective = 0
 
     def tick(self, tokens: int, position: int, loss: tuple[float, float], rate: float) -> None:
@@ -60,6 +61,7 @@ class Clock:
         self.state.loss += loss[0]
         self.state.pairs += loss[1]
         self.state.effective_tokens += tokens
+        self._count_seconds()
         self.effective += tokens
         if self.watcher is not None and time.monotonic() - self.told >= _TELL_SECONDS:
             self._tell(position, rate)
@@ -68,11 +70,16 @@ class Clock:
         """Returns what is known of the epoch, and starts the next."""
         if self.watcher is not None:
             self._tell(self.corpus_tokens, rate)
-        s, now = self.state, time.monotonic()
-        record = {"loss": s.mean_loss, "effective_tokens": s.effective_tokens, "seconds": now - self.epoch_begin}
-        s.epoch, s.step, s.loss, s.pairs, s.effective_tokens = s.epoch + 1, 0, 0.0, 0.0, 0
-        self.epoch_begin = now
+        self._count_seconds()
+        s = self.state
+        record = {"loss": s.mean_loss, "effective_tokens": s.effective_tokens, "seconds": s.seconds}
+        s.epoch, s.step, s.loss, s.pairs, s.effective_tokens, s.seconds = s.epoch + 1, 0, 0.0, 0.0, 0, 0.0
         return record
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.counted
+        self.counted = now
 
     def _tell(self, position: int, rate: float) -> None:
         assert self.watcher is not None

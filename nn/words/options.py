@@ -61,6 +61,10 @@ class Options:
         for name in ("sample", "min_alpha"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)!r}")
+        if not np.isfinite(self.ns_exponent):
+            raise ValueError(f"ns_exponent must be finite, got {self.ns_exponent!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 64:
+            raise ValueError(f"seed must be an integer of 64 bits, at least 0, got {self.seed!r}")
         for name in ("alpha", "cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")

@@ -231,6 +231,7 @@ class Word2Vec:
     def _agree(self) -> None:
         """Raises on every process if one has another text, other options or another place in the training."""
         mine = {**asdict(self.options), **asdict(self._state), "dtype": str(self.dtype)}
+        del mine["seconds"]
         everyone: list[Any] = [None] * processes()
         dist.all_gather_object(everyone, mine)
         for rank, other in enumerate(everyone):
@@ -345,12 +346,20 @@ class Word2Vec:
                 with np.load(file, allow_pickle=False) as arrays:
                     about = json.loads(arrays["about"].tobytes())
                     counts, in_weight, out_weight = (arrays[name] for name in ("counts", "in_weight", "out_weight"))
+                if about["format"] == _FORMAT:
+                    return cls._of(about, counts, in_weight, out_weight, device)
             except Exception as error:  # of any type: zipfile raises six, for six kinds of broken bytes
                 raise ValueError(f"{os.fspath(path)} is not a Word2Vec model: {error}") from error
-        if about["format"] != _FORMAT:
-            raise ValueError(f"{os.fspath(path)} is of format {about['format']}, this version reads {_FORMAT}")
+        raise ValueError(f"{os.fspath(path)} is of format {about['format']}, this version reads {_FORMAT}")
+
+    @classmethod
+    def _of(cls, about: Any, counts: Any, in_weight: Any, out_weight: Any, device: torch.device | str) -> Word2Vec:
         model = cls(**about["options"], device=device, dtype=torch.from_numpy(in_weight[:0]).dtype)
         model.vocabulary = Vocabulary(about["words"], counts)
+        V, d = len(counts), model.options.vector_size
+        for name, weight, rows in (("in", in_weight, V), ("out", out_weight, V - model.options.hierarchical)):
+            if weight.shape != (rows, d) or weight.dtype != in_weight.dtype:
+                raise ValueError(f"{name}_weight is {weight.dtype} {list(weight.shape)}, it must be [{rows}, {d}]")
         model.in_weight, model.out_weight = (torch.from_numpy(a).to(device) for a in (in_weight, out_weight))
         model.history, model._state = about["history"], State(**about["state"])
         return model
