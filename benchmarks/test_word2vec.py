@@ -92,7 +92,7 @@ def _report(
     rates = [n / s for n, s in zip(words, seconds, strict=True)]
     ratio = rates[0] / rates[1]
     benchmark.extra_info.update(
-        tools["facts"],
+        tools["facts"] | {"threads": 1},
         text=text.words,
         words_per_s=rates[0],
         gensim_words_per_s=rates[1],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -448,6 +451,33 @@ def test_processes_with_different_texts_are_stopped(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Word2Vec(**options)
+
+
+def test_numpy_numbers_are_numbers(tmp_path: Path, few: list[list[str]]) -> None:
+    numbers = {"window": np.int64(4), "alpha": np.float32(0.03125), "hierarchical": np.bool_(False)}
+    model = small(epochs=1, **numbers)
+    assert model.options.window == 4
+    model.fit(few).save(tmp_path / "model")
+    assert Word2Vec.load(tmp_path / "model").options == model.options
+
+
+def test_a_model_is_copied_and_pickled(few: list[list[str]]) -> None:
+    model = small(epochs=1).fit(few)
+    before = weights(model)[0].clone()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_equal(other, model)
+        other.fit(few)
+        assert torch.equal(weights(model)[0], before)
+        assert not torch.equal(weights(other)[0], before)
+        assert other.vectors.most_similar("the") != model.vectors.most_similar("the")
+
+
+def test_two_threads_train_at_once(few: list[list[str]]) -> None:
+    alone = [small(seed=seed).fit(few) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda seed: small(seed=seed).fit(few), (1, 2)))
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(one, other)
 
 
 def test_bad_corpora() -> None:

@@ -106,7 +106,7 @@ class Word2Vec:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        given = locals()
+        given = {name: v.item() if isinstance(v, np.generic) else v for name, v in locals().items()}
         self.options = Options(**{f.name: given[f.name] for f in fields(Options)})
         self.options.check()
         self.device = torch.device(device)
