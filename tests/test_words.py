@@ -515,6 +515,11 @@ def test_a_small_corpus_allows_fewer_tokens_at_once(lee: list[list[str]]) -> Non
 BURSTS = {
     "two words": [["a", "b"] * 50 for _ in range(200)] + [[f"w{i}", "c"] for i in range(50) for _ in range(5)],
     "seven of many": [[f"t{i // 20}_{j % 7}" for j in range(100)] for i in range(2000)],
+    "fifty times each": [
+        [f"w{n % 300}" for n in sentence]
+        for sentence in np.random.default_rng(0).zipf(1.5, (40, 20))
+        for _ in range(50)
+    ],
 }
 
 
