@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import torch
 from threadpoolctl import ThreadpoolController
 
 
@@ -25,6 +26,7 @@ class alone:
     __slots__ = ("_before",)
 
     def __enter__(self) -> None:
+        torch.get_num_threads()  # sets a new thread's count, which would undo ours later
         self._before = [library.num_threads for library in _libraries()]
         for library in _libraries():
             library.set_num_threads(1)

@@ -137,10 +137,14 @@ def test_bad_text(tmp_path: Path) -> None:
 def test_ids(kind: Any) -> None:
     ids = [kind([0, 2, 2]), kind([5])]
     found = Corpus.of(ids)
-    assert found.words == ["0", "1", "2", "3", "4", "5"]
-    assert found.counts.tolist() == [1, 0, 2, 0, 0, 1]
+    assert found.words == ["0", "2", "5"]
+    assert found.unnamed
+    assert found.counts.tolist() == [1, 2, 1]
     assert decoded(found) == [["0", "2", "2"], ["5"]]
-    assert Corpus.of(ids, words=list("abcdef")).words == list("abcdef")
+    named = Corpus.of(ids, words=list("abcdef"))
+    assert named.words == list("abcdef")
+    assert not named.unnamed
+    assert decoded(named) == [["a", "c", "c"], ["f"]]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +204,30 @@ def test_a_harmed_cache_is_said_and_made_again(tmp_path: Path, harm: str) -> Non
     with pytest.warns(UserWarning, match="is not what was written there"):
         found = Corpus.of(path, cache=cache)
     assert decoded(found) == [["a", "b", "c"], ["b", "c"]]
+
+
+def test_a_harmed_cache_of_sentences_is_made_again_too(tmp_path: Path) -> None:
+    text = [["a", "b", "c"], ["b", "c"]]
+    for harm in ("tokens.i32", "about.json"):
+        Corpus.of(text, cache=tmp_path)
+        (folder,) = tmp_path.iterdir()
+        (folder / harm).write_bytes((folder / harm).read_bytes()[:4])
+        with pytest.warns(UserWarning, match="is not what was written there"):
+            assert decoded(Corpus.of(text, cache=tmp_path)) == text
+
+
+def test_long_sentences_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not thousands of them at once: a generator is at most a few sentences ahead of the file."""
+    monkeypatch.setattr(corpus, "_CHUNK_TOKENS", 1000)
+    sizes = []
+
+    def text() -> Any:
+        for i in range(20):
+            sizes.append(sum(p.stat().st_size for p in tmp_path.glob(".*/tokens.i32")))
+            yield [f"w{j % 50}" for j in range(i, i + 3000)]
+
+    assert len(Corpus.of(text(), cache=tmp_path).tokens) == 60_000
+    assert sizes[-1] > 4 * 3000 * 15
 
 
 _ENCODE = """

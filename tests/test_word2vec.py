@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from importlib import import_module
 from typing import Any
 
@@ -267,6 +268,24 @@ def test_apply_has_the_bits_of_a_loop_over_the_rows_for_any_number_of_threads(V:
         assert np.array_equal(found, expected)
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
+
+
+def test_apply_leaves_a_new_threads_count_alone() -> None:
+    counts = []
+
+    def add() -> None:
+        rows = kernels.Rows(np.zeros(3, np.int32), np.ones((3, 4), np.float32), np.ones(3, np.float32))
+        _numpy.apply(np.zeros((2, 4), np.float32), rows, 0.1, 1.0, np.zeros(2, np.float32))
+        counts.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        thread = threading.Thread(target=add)
+        thread.start()
+        thread.join()
+    torch.set_num_threads(before)
+    assert counts == [1, 2]
 
 
 @pytest.mark.parametrize("epochs", [3])

@@ -170,7 +170,7 @@ def test_the_bar_shows_words_a_second_and_loss(few: list[list[str]], monkeypatch
     from rich import console
 
     out = io.StringIO()
-    monkeypatch.setattr("rich.get_console", lambda: console.Console(file=out, force_terminal=True, width=120))
+    monkeypatch.setattr("rich.progress.get_console", lambda: console.Console(file=out, force_terminal=True, width=120))
     small().fit(few, progress=True)
     assert "epoch 2/2" in out.getvalue()
     assert "words/s, loss" in out.getvalue()
@@ -362,16 +362,19 @@ text = list(sentences(gensim_data("lee_background.cor").read_text(encoding="utf-
 if options.pop("differ", False) and rank == 1:
     text = text[::-1]
 class Stop(Exception): pass
-def watch(progress):
-    if rank == 0 and options.get("epochs") == 3 and progress.epoch == 1:
-        raise Stop
 stop = options.pop("stop_epoch", None)
 def watch(progress):
     if stop is not None and progress.epoch >= stop:
         raise Stop
 from tilesmith.nn.words import _progress
 _progress._TELL_SECONDS = 0
+reverse = options.pop("reverse", False) and rank == 1
 model = Word2Vec(**({"vector_size": 16, "min_count": 2, "epochs": 2, "tokens_per_step": 128} | options))
+if reverse:
+    from tilesmith.nn.words import Corpus, Vocabulary
+    corpus = Corpus.of(text)
+    of = Vocabulary.of(corpus.words, corpus.counts, min_count=2)
+    model._prepare(Vocabulary(of.words[::-1], of.counts[::-1]))
 try:
     model.fit(text, progress=watch, checkpoint=None if checkpoint == "-" else checkpoint, checkpoint_seconds=0)
     model.save(f"{folder}/{rank}")
@@ -419,10 +422,11 @@ def test_two_stopped_processes_go_on_to_the_same_bits(tmp_path: Path, few: list[
         assert_equal(Word2Vec.load(tmp_path / str(rank)), alone)
 
 
-def test_processes_with_different_texts_are_stopped(tmp_path: Path) -> None:
-    for code, error in two_processes(tmp_path, {"differ": True}):
+@pytest.mark.parametrize(("options", "what"), [({"differ": True}, "corpus"), ({"reverse": True}, "vocabulary")])
+def test_processes_that_differ_are_stopped(tmp_path: Path, options: dict[str, Any], what: str) -> None:
+    for code, error in two_processes(tmp_path, options):
         assert code == 1
-        assert "RuntimeError: corpus is" in error
+        assert f"RuntimeError: {what} is" in error
         assert "on rank 1" in error
 
 
@@ -441,7 +445,11 @@ def test_processes_with_different_texts_are_stopped(tmp_path: Path) -> None:
         ({"sample": -1}, "sample must be at least 0"),
         ({"cbow_mode": "max"}, "cbow_mode must be"),
         ({"cbow_grad": "other"}, "cbow_grad must be"),
-        ({"max_vocab": 0}, "max_vocab must be at least 1"),
+        ({"max_vocab": 0}, "max_vocab must be an integer of at least 1 or None, got 0"),
+        ({"tokens_per_step": 32.0}, "tokens_per_step must be an integer"),
+        ({"sample": None}, "sample must be a number, got None"),
+        ({"alpha": float("inf")}, "alpha must be finite and at least min_alpha"),
+        ({"alpha": 1e-5}, "alpha must be finite and at least min_alpha=0.0001, got 1e-05"),
         ({"tokens_per_step": 100}, r"tokens_per_step must be a multiple of slice_tokens \* blocks = 16, got 100"),
         ({"dtype": torch.float16}, "dtype must be"),
         ({"ns_exponent": float("nan")}, "ns_exponent must be finite"),
@@ -451,6 +459,52 @@ def test_processes_with_different_texts_are_stopped(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Word2Vec(**options)
+
+
+def test_ids_mean_the_same_when_they_are_trained_again(tmp_path: Path, few: list[list[str]]) -> None:
+    """Places in the vocabulary are sorted by count, the ids of the first text are not."""
+    numbers: dict[str, int] = {}
+    ids = [[numbers.setdefault(w, len(numbers)) * 1_000_003 for w in s] for s in few]
+    texts = [[str(i) for i in s] for s in ids]
+    by_id, by_word = small().fit(ids), small().fit(texts)
+    assert_equal(by_id, by_word)
+    assert by_id.score(ids) == by_word.score(texts)
+    by_id.save(tmp_path / "model")
+    again = Word2Vec.load(tmp_path / "model").fit(ids, checkpoint=tmp_path / "checkpoint")
+    assert_equal(again, by_word.fit(texts))
+    assert_equal(by_id.fit(ids), by_word)
+
+
+def test_a_fit_that_fails_leaves_the_model_as_it_was(tmp_path: Path, few: list[list[str]]) -> None:
+    vocabulary, model = vocabulary_of(few), small()
+    with pytest.raises(ValueError, match="none of the vocabulary's words"):
+        model.fit([["xyzzy"]], vocabulary=vocabulary)
+    assert model.vocabulary is None
+    small().fit(few, checkpoint=tmp_path / "checkpoint")
+    with pytest.raises(ValueError, match="another"):
+        model.fit(few[:200], checkpoint=tmp_path / "checkpoint")
+    assert model.vocabulary is None
+    with pytest.raises(FileNotFoundError, match="no such folder for a checkpoint"):
+        model.fit(few, checkpoint=tmp_path / "missing" / "checkpoint")
+    assert_equal(model.fit(few), small().fit(few))
+    with pytest.raises(ValueError, match="fitted already, with another vocabulary"):
+        model.fit(few, vocabulary=Vocabulary(vocabulary.words[::-1], vocabulary.counts))
+    model.fit(few, vocabulary=vocabulary)
+    with pytest.raises(ValueError, match="is one after 2 epochs, this model has trained 4"):
+        model.fit(few, checkpoint=tmp_path / "checkpoint")
+
+
+def test_vectors_are_those_of_now(few: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilesmith.nn.words._progress._TELL_SECONDS", 0)
+
+    def stop(where: Progress) -> None:
+        raise Stopped
+
+    model = small()
+    for text in (few, few[::-1]):
+        with pytest.raises(Stopped):
+            model.fit(text, progress=stop)
+        assert np.array_equal(model.vectors.vectors, weights(model)[0].numpy())
 
 
 def test_numpy_numbers_are_numbers(tmp_path: Path, few: list[list[str]]) -> None:

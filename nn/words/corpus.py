@@ -10,10 +10,10 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,11 +47,13 @@ class Corpus:
         tokens: int32 ``[n]``, perhaps a memory map.
         starts: int64 ``[s + 1]``: where each sentence begins, and n.
         words: every word of the text, in the order in which they first appear.
+        unnamed: the text was ids without words, which stand here as text.
     """
 
     tokens: NDArray[np.int32]
     starts: NDArray[np.int64]
     words: list[str]
+    unnamed: bool = False
 
     @staticmethod
     def of(
@@ -86,13 +88,14 @@ class Corpus:
             if len(sentence):
                 break
         again = chain(seen, sentences)
-        pieces = _ids(again, words) if seen and _is_ids(seen[-1]) else _words(again)
+        is_ids = bool(seen) and _is_ids(seen[-1])
+        pieces = _ids(again, words) if is_ids else _words(again)
         if cache is None:
-            return pieces.into(_InMemory())
+            return replace(pieces.into(_InMemory()), unnamed=is_ids and words is None)
         folder = Path(cache)
         with _unfinished(folder / "sentences") as unfinished:
             corpus = _into_files(pieces, unfinished, "sentences")
-            return _finished(unfinished, folder / corpus.digest)
+            return replace(_finished(unfinished, folder / corpus.digest), unnamed=is_ids and words is None)
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
@@ -164,15 +167,21 @@ def _encoded_file(path: Path, cache: Path | None) -> Corpus:
         while block := file.read(_CHUNK_BYTES):
             digest.update(block)
     key = digest.hexdigest() + path.suffix.replace(".", "-") * (path.suffix in (".gz", ".bz2"))
-    if (cache / key).exists():
-        try:
-            return _opened_folder(cache / key)
-        except (ValueError, KeyError, OSError) as error:
-            warnings.warn(f"{cache / key} is not what was written there ({error}): encoding it again", stacklevel=3)
-            shutil.rmtree(cache / key)
+    if (cache / key).exists() and (corpus := _still_there(cache / key)):
+        return corpus
     with _unfinished(cache / key) as unfinished:
         _into_files(_lines(path), unfinished, str(path))
         return _finished(unfinished, cache / key)
+
+
+def _still_there(folder: Path) -> Corpus | None:
+    """What is in the folder; ``None``, and no folder any more, if that is not what was written there."""
+    try:
+        return _opened_folder(folder)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        warnings.warn(f"{folder} is not what was written there ({error}): encoding it again", stacklevel=4)
+        shutil.rmtree(folder)
+        return None
 
 
 def _into_files(pieces: _Pieces, folder: Path, what: str) -> Corpus:
@@ -180,6 +189,7 @@ def _into_files(pieces: _Pieces, folder: Path, what: str) -> Corpus:
         corpus = pieces.into(_InFiles(folder))
         (folder / "words.json").write_text(json.dumps(corpus.words), encoding="ascii")
         about = {"format": _FORMAT, "tokens": len(corpus.tokens), "sentences": len(corpus.starts) - 1}
+        about["words"] = len(corpus.words)
         (folder / "about.json").write_text(json.dumps({**about, "digest": corpus.digest}))
     except OSError as error:
         if error.errno is None or error.filename is not None:
@@ -194,9 +204,13 @@ def _opened_folder(folder: Path) -> Corpus:
     if about["format"] != _FORMAT:
         raise ValueError(f"format {about['format']}, this version reads {_FORMAT}")
     corpus = Corpus(*_mapped(folder), json.loads((folder / "words.json").read_text(encoding="ascii")))
-    found, expected = (len(corpus.tokens), len(corpus.starts) - 1), (about["tokens"], about["sentences"])
-    if found != expected:
-        raise ValueError(f"{found[0]} tokens and {found[1]} sentences instead of {expected[0]} and {expected[1]}")
+    for name, found in (
+        ("tokens", len(corpus.tokens)),
+        ("sentences", len(corpus.starts) - 1),
+        ("words", len(corpus.words)),
+    ):
+        if found != about[name]:
+            raise ValueError(f"{found} {name} instead of {about[name]}")
     corpus.__dict__["digest"] = about["digest"]
     return corpus
 
@@ -215,6 +229,8 @@ def _unfinished(final: Path) -> Iterator[Path]:
 
 def _finished(unfinished: Path, final: Path) -> Corpus:
     """The folder under its final name, or the one of another process that was faster: it holds the same."""
+    if final.exists() and (corpus := _still_there(final)):
+        return corpus
     try:
         unfinished.rename(final)
     except OSError:
@@ -305,7 +321,7 @@ def _words(source: Iterator[Sequence[str]]) -> _Pieces:
     numbers = _Numbers()
 
     def pieces() -> Iterator[list[Sequence[str]]]:
-        while some := list(islice(source, _CHUNK_SENTENCES)):
+        for some in _some(source):
             if any(isinstance(sentence, str | bytes) for sentence in some):
                 raise TypeError("a sentence is a sequence of words, not a string: split it first")
             yield [*some, []]
@@ -319,27 +335,43 @@ def _words(source: Iterator[Sequence[str]]) -> _Pieces:
     return _Pieces(_numbered(pieces(), numbers), words)
 
 
+def _some(source: Iterator[Any]) -> Iterator[list[Any]]:
+    """Sentences, some at a time: as many as there may be tokens at once."""
+    some: list[Any] = []
+    tokens = 0
+    for sentence in source:
+        some.append(sentence)
+        tokens += len(sentence)
+        if len(some) >= _CHUNK_SENTENCES or tokens >= _CHUNK_TOKENS:
+            yield some
+            some, tokens = [], 0
+    if some:
+        yield some
+
+
 def _is_ids(sentence: Any) -> bool:
     return not isinstance(sentence, str | bytes) and len(sentence) > 0 and not isinstance(sentence[0], str | bytes)
 
 
 def _ids(source: Iterator[Any], words: Sequence[str] | None) -> _Pieces:
-    largest, limit = -1, np.iinfo(np.int32).max if words is None else len(words) - 1
+    """Without ``words``, ids are numbered in the order in which they appear, as words are: they may be any numbers."""
+    numbers = _Numbers()
+    limit = np.iinfo(np.int64).max if words is None else len(words) - 1
 
     def parts() -> Iterator[tuple[Any, Any]]:
-        nonlocal largest
-        position = number = 0
-        while some := list(islice(source, _CHUNK_SENTENCES)):
-            arrays = [_checked(np.asarray(s), number + i, limit) for i, s in enumerate(some)]
-            tokens = np.concatenate(arrays)
-            largest = max(largest, int(tokens.max(initial=-1)))
-            yield tokens, position + np.cumsum([len(a) for a in arrays])
-            position, number = position + len(tokens), number + len(some)
+        position = first = 0
+        for some in _some(source):
+            arrays = [_checked(np.asarray(s), first + i, limit) for i, s in enumerate(some)]
+            ids = np.concatenate(arrays)
+            if words is None:
+                ids = np.fromiter(map(numbers.__getitem__, ids.tolist()), np.int32, len(ids))
+            yield ids.astype(np.int32), position + np.cumsum([len(a) for a in arrays])
+            position, first = position + len(ids), first + len(some)
 
-    return _Pieces(parts(), lambda: list(words) if words is not None else [str(i) for i in range(largest + 1)])
+    return _Pieces(parts(), lambda: [str(i) for i in numbers] if words is None else list(words))
 
 
-def _checked(sentence: NDArray[Any], number: int, limit: int) -> NDArray[np.int32]:
+def _checked(sentence: NDArray[Any], number: int, limit: int) -> NDArray[np.int64]:
     if sentence.ndim != 1:
         raise ValueError(f"sentence {number} has {sentence.ndim} dimensions, it must have one")
     if len(sentence) and not np.issubdtype(sentence.dtype, np.integer):
@@ -348,4 +380,4 @@ def _checked(sentence: NDArray[Any], number: int, limit: int) -> NDArray[np.int3
     if len(wrong):
         place = wrong[0]
         raise ValueError(f"sentence {number}, position {place}: id {sentence[place]} is not from 0 to {limit}")
-    return sentence.astype(np.int32)
+    return sentence.astype(np.int64)

@@ -56,8 +56,13 @@ class Options:
             raise ValueError(f"cbow_grad must be 'exact' or 'gensim', got {self.cbow_grad!r}")
         if not self.hierarchical and (not isinstance(self.negative, int) or self.negative < 1):
             raise ValueError(f"negative must be at least 1 (or use hierarchical=True), got {self.negative!r}")
-        if self.max_vocab is not None and self.max_vocab < 1:
-            raise ValueError(f"max_vocab must be at least 1 or None, got {self.max_vocab!r}")
+        for name in ("max_vocab", "tokens_per_step"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1 or None, got {value!r}")
+        for name in ("sample", "ns_exponent", "alpha", "min_alpha", "cap"):
+            if not isinstance(getattr(self, name), int | float):
+                raise ValueError(f"{name} must be a number, got {getattr(self, name)!r}")
         for name in ("sample", "min_alpha"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)!r}")
@@ -68,10 +73,15 @@ class Options:
         for name in ("alpha", "cap"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if not self.min_alpha <= self.alpha < float("inf"):
+            raise ValueError(f"alpha must be finite and at least min_alpha={self.min_alpha!r}, got {self.alpha!r}")
         step = self.tokens_per_step
-        if step is not None and (step < 1 or step % (self.slice_tokens * self.blocks)):
+        if step is not None and step % (self.slice_tokens * self.blocks):
             unit = self.slice_tokens * self.blocks
-            raise ValueError(f"tokens_per_step must be a multiple of slice_tokens * blocks = {unit}, got {step}")
+            raise ValueError(
+                f"tokens_per_step must be a multiple of slice_tokens * blocks = {unit}, got {step} (each of several "
+                "processes trains a block)"
+            )
 
     def replaced(self, **changes: Any) -> Options:
         return Options(**(asdict(self) | changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,13 @@ from .vocabulary import Vocabulary
 _FORMAT = 1
 _LOSS_EVERY = 16  # steps: of these the loss is computed; of more in a short text, so that an epoch has some hundred
 _UNSEEN_EPOCH = 0xFFFFFFFF  # whose draws score() takes
+
+
+def _digest(*parts: Any) -> str:
+    digest = blake2b(digest_size=8)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()
 
 
 class Word2Vec:
@@ -71,7 +80,8 @@ class Word2Vec:
         options: all of the above, as used.
         vocabulary: words and counts, most frequent first; ``None`` before ``fit``.
         in_weight, out_weight: tensors ``[V, vector_size]``; hierarchical: out_weight ``[V - 1, vector_size]``.
-        history: a dictionary an epoch: loss a pair, effective_tokens, seconds.
+        history: a dictionary an epoch: loss a pair (of each 16th step, of more in a short text), effective_tokens,
+            seconds.
 
     Raises:
         ValueError: an option makes no sense, naming it.
@@ -119,6 +129,8 @@ class Word2Vec:
         self.history: list[dict[str, float]] = []
         self._state = State()
         self._vectors: tuple[Any, WordVectors] | None = None
+        self._tree: HuffmanTree | None = None
+        self._unnamed = False  # the words are ids as text: sentences of ids are of these, not of places among the words
 
     def __repr__(self) -> str:
         usual = Options()
@@ -152,31 +164,45 @@ class Word2Vec:
             cache: folder for a text that is larger than memory; see :meth:`Corpus.of`.
             progress: ``True`` for a bar on the terminal (needs rich), or a function that is called now and then.
             checkpoint: file that is written every ``checkpoint_seconds`` and at the end. If it is there already,
-                training goes on where it stopped, and ends with the bits that an undisturbed run has.
+                training goes on where it stopped, and ends with the bits that an undisturbed run has; one that was
+                finished is finished. (Ctrl-C may fall inside a step: go on from the checkpoint, not with the model.)
 
         Raises:
             ValueError: the corpus has no word that is frequent enough, or none of the vocabulary's; an id is out of
                 range; the checkpoint is of another text or of other options (it says which).
             TypeError: the corpus has sentences of something else.
             FloatingPointError: the vectors diverged, which the usual ``cap`` prevents.
-            RuntimeError: processes that train together were given different texts or options.
+            FileNotFoundError: no folder for the checkpoint.
+            RuntimeError: processes that train together have different texts, options or models.
         """
-        vocabulary = vocabulary or self.vocabulary
+        if self.vocabulary is not None:
+            if vocabulary is not None and not vocabulary.equals(self.vocabulary):
+                raise ValueError("the model is fitted already, with another vocabulary than vocabulary=")
+            vocabulary = self.vocabulary
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder for a checkpoint", str(path.parent))
         if not isinstance(corpus, Corpus):
-            corpus = Corpus.of(corpus, cache=cache, words=None if vocabulary is None else vocabulary.words)
+            corpus = Corpus.of(corpus, cache=cache, words=self._words_of_ids(vocabulary))
         if vocabulary is None:
             vocabulary = Vocabulary.of(
                 corpus.words, corpus.counts, min_count=self.options.min_count, max_vocab=self.options.max_vocab
             )
-        self._prepare(vocabulary)
-        self._check(corpus)
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and path.exists():
-            self._resume(path, corpus)
-        elif self._state.corpus != corpus.digest or self._state.epoch >= self.options.epochs:
-            self._state = State(corpus.digest)
-        if processes() > 1:
-            self._agree()
+        before = dict(self.__dict__)
+        try:
+            self._check(corpus, vocabulary)
+            if self.vocabulary is None:
+                self._unnamed = corpus.unnamed
+            self._prepare(vocabulary)
+            if path is not None and path.exists():
+                self._resume(path, corpus)
+            elif self._state.corpus != corpus.digest or self._state.epoch >= self.options.epochs:
+                self._state = State(corpus.digest)
+            if processes() > 1:
+                self._agree()
+        except BaseException:
+            self.__dict__ = before  # as if fit had not been called
+            raise
         with bar() if progress is True else nullcontext(progress or None) as watcher:
             self._train(corpus, watcher, path, checkpoint_seconds)
         return self
@@ -190,9 +216,9 @@ class Word2Vec:
         self._fitted()
         assert self.vocabulary is not None
         if not isinstance(corpus, Corpus):
-            corpus = Corpus.of(corpus, words=self.vocabulary.words)
+            corpus = Corpus.of(corpus, words=self._words_of_ids(self.vocabulary))
+        self._check(corpus, self.vocabulary)
         self._prepare(self.vocabulary)
-        self._check(corpus)
         updates, loss, pairs = self._updates(), 0.0, 0.0
         for batch, pool in self._batches(corpus, _UNSEEN_EPOCH, 0, seed):
             of_step = updates.loss(batch, pool)
@@ -214,7 +240,8 @@ class Word2Vec:
                 stacklevel=3,
             )
         self.options = options
-        self._tree = HuffmanTree.of(vocabulary.counts) if options.hierarchical else None
+        if options.hierarchical and self._tree is None:
+            self._tree = HuffmanTree.of(vocabulary.counts)
         if self.vocabulary is None:
             V, d = len(vocabulary), options.vector_size
             generator = np.random.default_rng(options.seed)  # gensim's own first vectors
@@ -223,21 +250,33 @@ class Word2Vec:
             self.in_weight = torch.from_numpy(first).to(self.device, self.dtype)
             self.out_weight = torch.zeros(V - options.hierarchical, d, dtype=self.dtype, device=self.device)
 
-    def _check(self, corpus: Corpus) -> None:
-        assert self.vocabulary is not None
-        if not corpus.counts[self.vocabulary.ids_of(corpus.words) >= 0].any():
+    def _words_of_ids(self, vocabulary: Vocabulary | None) -> list[str] | None:
+        return None if vocabulary is None or self._unnamed else vocabulary.words
+
+    @staticmethod
+    def _check(corpus: Corpus, vocabulary: Vocabulary) -> None:
+        if not corpus.counts[vocabulary.ids_of(corpus.words) >= 0].any():
             raise ValueError("the corpus has none of the vocabulary's words")
 
     def _agree(self) -> None:
         """Raises on every process if one has another text, other options or another place in the training."""
         mine = {**asdict(self.options), **asdict(self._state), "dtype": str(self.dtype)}
         del mine["seconds"]
+        assert self.vocabulary is not None
+        assert self.in_weight is not None
+        assert self.out_weight is not None
+        mine["vocabulary"] = _digest(json.dumps(self.vocabulary.words).encode(), self.vocabulary.counts)
+        mine["weights"] = _digest(self.in_weight.cpu().numpy(), self.out_weight.cpu().numpy())
+        mine["epochs of its life"] = len(self.history)
         everyone: list[Any] = [None] * processes()
         dist.all_gather_object(everyone, mine)
         for rank, other in enumerate(everyone):
             for name, value in other.items():
                 if value != everyone[0][name]:
-                    raise RuntimeError(f"{name} is {value!r} on rank {rank} and {everyone[0][name]!r} on rank 0")
+                    raise RuntimeError(
+                        f"{name} is {value!r} on rank {rank} and {everyone[0][name]!r} on rank 0: all processes need "
+                        "the same text and options, and a checkpoint where each finds it"
+                    )
 
     def _updates(self) -> Updates:
         assert self.in_weight is not None
@@ -270,6 +309,7 @@ class Word2Vec:
         updates, clock = self._updates(), Clock(state, options.epochs, tokens, watcher)
         loss_every = max(1, min(_LOSS_EVERY, tokens // options.tokens_per_step // 100))
         saved, rate = time.monotonic(), options.alpha
+        self._vectors = None
         while state.epoch < options.epochs:
             # draws are counted through all epochs of the model's life, those of earlier texts among them
             for batch, pool in self._batches(corpus, len(self.history), state.step, options.seed):
@@ -289,6 +329,8 @@ class Word2Vec:
             self.history.append(clock.epoch_done(rate))
         if checkpoint is not None:
             self._checkpoint(checkpoint)
+            if processes() > 1:
+                dist.barrier()  # it is there before anybody looks for it
 
     # ---- files
 
@@ -309,7 +351,12 @@ class Word2Vec:
             if found != expected:
                 what = f": it has {found!r}, this run {expected!r}" if len(repr((found, expected))) < 200 else ""
                 raise ValueError(f"{path} is the checkpoint of a run with another {name}{what}")
-        self.in_weight, self.out_weight = there.in_weight, there.out_weight
+        if len(there.history) < len(self.history):
+            raise ValueError(
+                f"{path} is one after {len(there.history)} epochs, this model has trained {len(self.history)}; "
+                "give its further training another one"
+            )
+        self.in_weight, self.out_weight, self._unnamed = there.in_weight, there.out_weight, there._unnamed
         self.history, self._state = there.history, there._state
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -324,6 +371,7 @@ class Word2Vec:
             "history": self.history,
             "state": asdict(self._state),
             "words": self.vocabulary.words,
+            "unnamed": self._unnamed,
         }
         with atomic_file(path) as file:
             np.savez(
@@ -362,6 +410,7 @@ class Word2Vec:
                 raise ValueError(f"{name}_weight is {weight.dtype} {list(weight.shape)}, it must be [{rows}, {d}]")
         model.in_weight, model.out_weight = (torch.from_numpy(a).to(device) for a in (in_weight, out_weight))
         model.history, model._state = about["history"], State(**about["state"])
+        model._unnamed = bool(about["unnamed"])
         return model
 
     def to_gensim(self) -> Any:
@@ -395,7 +444,8 @@ class Word2Vec:
         assert self.vocabulary is not None
         assert self.in_weight is not None
         # a copy, with what is computed from it, until the weights change (every change in place counts a version up)
-        version = (id(self.in_weight), self.in_weight._version, len(self.history), self._state.step)
+        state = self._state
+        version = (id(self.in_weight), self.in_weight._version, len(self.history), state.corpus, state.step)
         if self._vectors is None or self._vectors[0] != version:
             copy = self.in_weight.float().cpu().numpy().copy()
             self._vectors = version, WordVectors(self.vocabulary.words, copy, self.vocabulary.counts)

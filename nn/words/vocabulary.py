@@ -63,6 +63,10 @@ class Vocabulary:
         order = frequent[np.lexsort((-frequent, -counts[frequent]))][:max_vocab]
         return Vocabulary([words[i] for i in order.tolist()], counts[order])
 
+    def equals(self, other: Vocabulary) -> bool:
+        """Whether words and counts are the same."""
+        return self.words == other.words and np.array_equal(self.counts, other.counts)
+
     def ids_of(self, words: Sequence[str]) -> NDArray[np.int32]:
         """The id of each of ``words``, -1 for one that is not in the vocabulary."""
         return np.array([self.index.get(word, -1) for word in words], np.int32)
