@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .._arrays import Array
+from .._openmp import alone
 from .._parallel import parallel_for, quiet
 from .._workspace import workspace
 from ._problem import PairsProblem
@@ -214,11 +215,12 @@ def _sums(vectors: Array, source: Array, factors: Array | None, starts: Array) -
     """
     if not len(source):
         return np.zeros((0, vectors.shape[1]), vectors.dtype)
-    sums, *_ = torch.embedding_bag(
-        torch.from_numpy(vectors),
-        torch.from_numpy(source),
-        torch.from_numpy(starts),
-        mode=0,  # sum
-        per_sample_weights=None if factors is None else torch.from_numpy(factors),
-    )
+    with alone():
+        sums, *_ = torch.embedding_bag(
+            torch.from_numpy(vectors),
+            torch.from_numpy(source),
+            torch.from_numpy(starts),
+            mode=0,  # sum
+            per_sample_weights=None if factors is None else torch.from_numpy(factors),
+        )
     return sums.numpy()

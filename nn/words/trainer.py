@@ -38,7 +38,7 @@ _UNSEEN_EPOCH = 0xFFFFFFFF  # whose draws score() takes
 def _digest(*parts: Any) -> str:
     digest = blake2b(digest_size=8)
     for part in parts:
-        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
     return digest.hexdigest()
 
 
