@@ -94,6 +94,14 @@ def test_encoding_is_what_plain_python_does(
         assert found[0].digest == found[1].digest == found[2].digest
 
 
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_a_last_line_may_end_in_white_space(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_CHUNK_BYTES", block)
+    for end in ("", " ", "\n", " \n", "\n ", "\t\r"):
+        (tmp_path / "text.txt").write_bytes(b"a b\n\nc d" + end.encode())
+        assert [s for s in decoded(Corpus.of(tmp_path / "text.txt")) if s] == [["a", "b"], ["c", "d"]], repr(end)
+
+
 def test_compressed_text(tmp_path: Path, lee: list[list[str]]) -> None:
     plain = Corpus.of(lee)
     text = "".join(" ".join(s) + "\r\n" for s in lee).encode()

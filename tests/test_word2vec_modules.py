@@ -292,6 +292,14 @@ def test_special_values_spread_as_in_torch() -> None:
 @pytest.mark.parametrize("sparse", [False, True])
 def test_bits_depend_neither_on_the_run_nor_on_threads(sparse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_numpy, "_CHUNK_BYTES", 400_000)  # several chunks, the last one short
+    monkeypatch.setattr(_numpy, "_BYTES_FOR_THREADS", 0)
+    run, moved = _numpy.parallel_for, list[int]()
+
+    def watched(*args: Any, bytes_moved: int, **options: Any) -> None:
+        moved.append(bytes_moved)
+        run(*args, bytes_moved=bytes_moved, **options)
+
+    monkeypatch.setattr(_numpy, "parallel_for", watched)
     values = operands(400, 300, 4000, 4, 6, 64, torch.float32)
     grad_loss = torch.linspace(0, 1, 4000)
     results = []
@@ -304,6 +312,7 @@ def test_bits_depend_neither_on_the_run_nor_on_threads(sparse: bool, monkeypatch
             results.append([loss, *(g.to_dense() for g in found)])
     finally:
         torch.set_num_threads(before)
+    assert moved[0] > 3 << 20  # enough for three threads
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 

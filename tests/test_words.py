@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tilesmith.kernels import word2vec as kernels
 from tilesmith.nn.words import Corpus, Options, Progress, Vocabulary, Word2Vec
 from tilesmith.nn.words._files import atomic_file
 
@@ -92,6 +93,19 @@ def test_threads_do_not_change_a_bit(few: list[list[str]]) -> None:
     torch.set_num_threads(before)
     assert_equal(models[0], models[1])
     assert_equal(models[0], models[2])
+
+
+def test_an_epochs_pools_are_drawn_by_slice_from_the_first_on(lee: list[list[str]]) -> None:
+    """As a GPU will draw them: all slices of an epoch in a row, whichever step they are reached from."""
+    corpus, model = Corpus.of(lee), small()
+    model._prepare(vocabulary_of(lee))
+    assert model.vocabulary is not None
+    drawn = [pool for _, pool in model._batches(corpus, 3, 0, 7)]
+    table = kernels.AliasTable.of(model.vocabulary.counts**0.75)
+    expected = kernels.negatives(table, 8 * len(drawn), 16, 7, 3, 0)
+    assert len(drawn) > 100
+    assert np.array_equal(np.concatenate(drawn), expected)
+    assert np.array_equal([pool for _, pool in model._batches(corpus, 3, 70, 7)], drawn[70:])
 
 
 def test_first_vectors_are_gensims(few: list[list[str]]) -> None:
