@@ -16,7 +16,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from threadpoolctl import threadpool_limits
-from tilesmith.nn.words import Corpus, Vocabulary, Word2Vec
+from tilesmith.nn.words import Corpus, Options, Vocabulary, Word2Vec
+from tilesmith.nn.words.interop import gensim_arguments
 
 from examples.corpora import OUT, TEXTS, prepare
 
@@ -115,16 +116,9 @@ def test_training(
     stop = int(text.corpus.starts.searchsorted(min(TRAINED_TOKENS, len(text.corpus.tokens))))
     starts = text.corpus.starts[: stop + 1]
     piece = Corpus(text.corpus.tokens[: starts[-1]], starts, text.corpus.words)
-    hierarchical = options.get("hierarchical", False)
-    theirs = Theirs(
-        vector_size=100,
-        sg=int(options.get("model") != "cbow"),
-        hs=int(hierarchical),
-        negative=0 if hierarchical else 5,
-        workers=1,
-    )
+    theirs = Theirs(**gensim_arguments(Options(**options)), workers=1)
     theirs.build_vocab_from_freq(dict(zip(text.vocabulary.words, text.vocabulary.counts.tolist(), strict=True)))
-    ours = Word2Vec(vector_size=100, epochs=1, **options)
+    ours = Word2Vec(epochs=1, **options)
     words = {}
 
     def train_ours() -> None:

@@ -9,7 +9,6 @@ there are not repeated.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from dataclasses import asdict
@@ -22,6 +21,7 @@ import torch
 import typer
 from rich.console import Console
 from tilesmith.nn.words import Corpus, Options, Vocabulary, Word2Vec
+from tilesmith.nn.words.interop import gensim_arguments
 
 from examples.corpora import gensim_data
 
@@ -55,27 +55,15 @@ def split(path: Path) -> tuple[Sentences, Sentences]:
     return lines, held_out
 
 
-def ours(model: Model, corpus: Corpus, epochs: int, seed: int, **options: Any) -> Word2Vec:
-    return Word2Vec(**model.options, epochs=epochs, seed=seed, **options).fit(corpus)
+def ours(options: Options, corpus: Corpus) -> Word2Vec:
+    return Word2Vec(**asdict(options)).fit(corpus)
 
 
-def theirs(model: Model, sentences: Sentences, epochs: int, seed: int, **options: Any) -> Word2Vec:
+def theirs(options: Options, sentences: Sentences) -> Word2Vec:
     """gensim's with one worker, as ours."""
     from gensim.models import Word2Vec as Theirs
 
-    o = Options(**model.options)
-    trained = Theirs(
-        sentences,
-        sg=o.model == "skipgram",
-        hs=int(o.hierarchical),
-        negative=0 if o.hierarchical else o.negative,
-        vector_size=o.vector_size,
-        epochs=epochs,
-        seed=seed,
-        workers=1,
-        **options,
-    )
-    return Word2Vec.from_gensim(trained)
+    return Word2Vec.from_gensim(Theirs(sentences, **gensim_arguments(options), workers=1))
 
 
 def measures(model: Word2Vec, held_out: Corpus) -> dict[str, float]:
@@ -126,7 +114,6 @@ def main(
     epochs: Annotated[int, typer.Option(min=1)] = 5,
 ) -> None:
     """Train and measure ours and gensim's, seed after seed, and print a table."""
-    os.environ.setdefault("PYTHONHASHSEED", "0")
     torch.set_num_threads(1)
     console = Console(highlight=False)
     out.mkdir(parents=True, exist_ok=True)
@@ -145,9 +132,8 @@ def main(
                 if (which.value, side, seed, epochs) in done:
                     continue
                 begin = time.monotonic()
-                trained = (
-                    ours(which, corpus, epochs, seed) if side == "tilesmith" else theirs(which, train, epochs, seed)
-                )
+                options = Options(**which.options, epochs=epochs, seed=seed)
+                trained = ours(options, corpus) if side == "tilesmith" else theirs(options, train)
                 seconds = time.monotonic() - begin
                 assert trained.vocabulary is not None
                 assert trained.vocabulary.words == vocabulary.words

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from tilesmith.nn.words import Corpus, Options, Vocabulary, Word2Vec, WordVectors
+from tilesmith.nn.words.interop import gensim_arguments
 
 from .corpora import OUT as CORPORA
 from .corpora import TEXTS, Unavailable, gensim_data, prepare, prepare_all
@@ -112,19 +113,7 @@ def train_gensim(options: Options, corpus: Corpus) -> tuple[Word2Vec, dict[str, 
     from gensim.models import Word2Vec as Theirs
 
     begin = time.monotonic()
-    theirs = Theirs(
-        sg=int(options.model == "skipgram"),
-        vector_size=options.vector_size,
-        window=options.window,
-        min_count=options.min_count,
-        sample=options.sample,
-        negative=options.negative,
-        alpha=options.alpha,
-        min_alpha=options.min_alpha,
-        epochs=options.epochs,
-        seed=options.seed,
-        workers=1,
-    )
+    theirs = Theirs(**gensim_arguments(options), workers=1)
     sentences = Sentences(corpus)
     theirs.build_vocab(sentences)
     built = time.monotonic()

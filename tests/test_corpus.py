@@ -128,6 +128,8 @@ def test_bad_text(tmp_path: Path) -> None:
         Corpus.of([["a", 3]])
     with pytest.raises(TypeError, match="a sentence is a sequence of words or ids, got 5"):
         Corpus.of([5, 6])
+    with pytest.raises(TypeError, match="a sentence is a sequence of words or ids, got 7"):
+        Corpus.of([["a"], 7])
     with pytest.raises(ValueError, match="sentence 2, position 0: id -1"):
         Corpus.of([[], [], [-1]])
     with pytest.raises(FileNotFoundError):

@@ -1,8 +1,8 @@
 """Word2Vec steps in NumPy: a few small matrix products a slice, rows added where they belong.
 
 A slice of G tokens multiplies its centres by all G + 2w tokens around it, of which a band is wanted: four times as
-many multiplications as pairs, and still a fraction of the time of a loop over the offsets, because a product of 32 x
-42 x 100 runs at the speed of BLAS. The surroundings of all slices are one strided view of the gathered rows, not a
+many multiplications as pairs, and still a fraction of the time of a loop over the offsets, because a product of 16 x
+26 x 100 runs at the speed of BLAS. The surroundings of all slices are one strided view of the gathered rows, not a
 copy.
 
 What a step computes comes from the weights before it; :func:`apply` then adds the rows. The arrays of a step live in

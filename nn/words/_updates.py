@@ -39,7 +39,7 @@ class Updates:
 
     def train(self, batch: Batch, pool: Any, rate: float, with_loss: bool) -> tuple[float, float]:
         """Trains one step; returns its summed loss and the pairs that it is of, 0 and 0 if it was not asked for."""
-        blocks = range(-(-len(batch.tokens) // self.block))
+        blocks = self._blocks(batch)
         if self.processes > 1:
             mine = dist.get_rank()
             step = self._together(self._block(batch, pool, mine, with_loss) if mine in blocks else None)
@@ -53,8 +53,11 @@ class Updates:
 
     def loss(self, batch: Batch, pool: Any) -> tuple[float, float]:
         """The summed loss of a step that is not trained, and its pairs."""
-        steps = [self._block(batch, pool, b, True) for b in range(-(-len(batch.tokens) // self.block))]
+        steps = [self._block(batch, pool, b, True) for b in self._blocks(batch)]
         return sum(s.loss for s in steps), sum(s.pairs for s in steps)
+
+    def _blocks(self, batch: Batch) -> range:
+        return range(-(-len(batch.tokens) // self.block))
 
     def _block(self, batch: Batch, pool: Any, b: int, with_loss: bool) -> kernels.Step:
         options = self.options

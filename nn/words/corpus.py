@@ -83,9 +83,7 @@ class Corpus:
         sentences, seen = iter(source), []
         for sentence in sentences:
             seen.append(sentence)
-            if not hasattr(sentence, "__len__"):
-                raise TypeError(f"a sentence is a sequence of words or ids, got {sentence!r}")
-            if len(sentence):
+            if _length(sentence):
                 break
         again = chain(seen, sentences)
         is_ids = bool(seen) and _is_ids(seen[-1])
@@ -335,13 +333,19 @@ def _words(source: Iterator[Sequence[str]]) -> _Pieces:
     return _Pieces(_numbered(pieces(), numbers), words)
 
 
+def _length(sentence: Any) -> int:
+    if not hasattr(sentence, "__len__"):
+        raise TypeError(f"a sentence is a sequence of words or ids, got {sentence!r}")
+    return len(sentence)
+
+
 def _some(source: Iterator[Any]) -> Iterator[list[Any]]:
     """Sentences, some at a time: as many as there may be tokens at once."""
     some: list[Any] = []
     tokens = 0
     for sentence in source:
         some.append(sentence)
-        tokens += len(sentence)
+        tokens += _length(sentence)
         if len(some) >= _CHUNK_SENTENCES or tokens >= _CHUNK_TOKENS:
             yield some
             some, tokens = [], 0

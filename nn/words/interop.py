@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from .huffman import HuffmanTree
+from .options import Options
 from .vocabulary import Vocabulary
 
 
@@ -26,23 +27,7 @@ def to_gensim(model: Any) -> Any:
     if model.vocabulary is None:
         raise RuntimeError("this model is not fitted yet: call fit(corpus) first")
     options, vocabulary = model.options, model.vocabulary
-    theirs = models.Word2Vec(
-        vector_size=options.vector_size,
-        alpha=options.alpha,
-        min_alpha=options.min_alpha,
-        window=options.window,
-        shrink_windows=options.shrink_windows,
-        min_count=options.min_count,
-        max_final_vocab=options.max_vocab,
-        sample=options.sample,
-        seed=options.seed,
-        sg=int(options.model == "skipgram"),
-        hs=int(options.hierarchical),
-        negative=0 if options.hierarchical else options.negative,
-        ns_exponent=options.ns_exponent,
-        cbow_mean=int(options.cbow_mode == "mean"),
-        epochs=options.epochs,
-    )
+    theirs = models.Word2Vec(**gensim_arguments(options))
     # as they are: gensim's sorting turns words of equal counts around, and it would drop the rare ones
     theirs.sorted_vocab = 0
     counts = dict(zip(vocabulary.words, vocabulary.counts.tolist(), strict=True))
@@ -55,6 +40,27 @@ def to_gensim(model: Any) -> Any:
     else:
         theirs.syn1neg = _copied(model.out_weight)
     return theirs
+
+
+def gensim_arguments(options: Options) -> dict[str, Any]:
+    """What ``gensim.models.Word2Vec`` calls these options. What only tilesmith has is left out."""
+    return {
+        "vector_size": options.vector_size,
+        "alpha": options.alpha,
+        "min_alpha": options.min_alpha,
+        "window": options.window,
+        "shrink_windows": options.shrink_windows,
+        "min_count": options.min_count,
+        "max_final_vocab": options.max_vocab,
+        "sample": options.sample,
+        "seed": options.seed,
+        "sg": int(options.model == "skipgram"),
+        "hs": int(options.hierarchical),
+        "negative": 0 if options.hierarchical else options.negative,
+        "ns_exponent": options.ns_exponent,
+        "cbow_mean": int(options.cbow_mode == "mean"),
+        "epochs": options.epochs,
+    }
 
 
 def from_gensim(theirs: Any, word2vec_class: Any) -> Any:

@@ -130,6 +130,7 @@ class Word2Vec:
         self._state = State()
         self._vectors: tuple[Any, WordVectors] | None = None
         self._tree: HuffmanTree | None = None
+        self._negatives: kernels.AliasTable | None = None
         self._unnamed = False  # the words are ids as text: sentences of ids are of these, not of places among the words
 
     def __repr__(self) -> str:
@@ -158,8 +159,8 @@ class Word2Vec:
 
         Args:
             corpus: path of a text with a sentence a line and words between white space (also .gz, .bz2); or sentences:
-                lists of words, or of ids (integers; a vocabulary's, or any others, whose words are then "0", "1" ...);
-                or a :class:`Corpus`.
+                lists of words, or of ids (integers: places in the vocabulary, or any others, whose words are then the
+                ids as text); or a :class:`Corpus`.
             vocabulary: train these words only, instead of counting.
             cache: folder for a text that is larger than memory; see :meth:`Corpus.of`.
             progress: ``True`` for a bar on the terminal (needs rich), or a function that is called now and then.
@@ -242,6 +243,8 @@ class Word2Vec:
         self.options = options
         if options.hierarchical and self._tree is None:
             self._tree = HuffmanTree.of(vocabulary.counts)
+        if not options.hierarchical and self._negatives is None:
+            self._negatives = kernels.AliasTable.of(vocabulary.counts.astype(np.float64) ** options.ns_exponent)
         if self.vocabulary is None:
             V, d = len(vocabulary), options.vector_size
             generator = np.random.default_rng(options.seed)  # gensim's own first vectors
@@ -290,17 +293,15 @@ class Word2Vec:
         assert options.tokens_per_step is not None
         rest = (options.window, options.shrink_windows, seed, options.tokens_per_step)
         stream = TokenStream.of(corpus, vocabulary, options.sample, *rest)
-        drawn = vocabulary.counts.astype(np.float64) ** options.ns_exponent
-        table = None if options.hierarchical else kernels.AliasTable.of(drawn)
         slices, pool = options.tokens_per_step // options.slice_tokens, options.pool
         assert pool is not None
         for chunk in stream.chunks(epoch):
             batches = [batch for batch in chunk if batch.step >= first_step]
-            if table is None or not batches:
+            if self._negatives is None or not batches:
                 yield from ((batch, None) for batch in batches)
                 continue
             first, count = batches[0].step * slices, len(batches) * slices
-            pools = kernels.negatives(table, count, pool, seed, epoch, first)
+            pools = kernels.negatives(self._negatives, count, pool, seed, epoch, first)
             yield from zip(batches, pools.reshape(len(batches), slices, pool), strict=True)
 
     def _train(self, corpus: Corpus, watcher: Watcher | None, checkpoint: Path | None, seconds: float) -> None:
