@@ -274,8 +274,9 @@ def test_apply_leaves_a_new_threads_count_alone() -> None:
     counts = []
 
     def add() -> None:
-        rows = kernels.Rows(np.zeros(3, np.int32), np.ones((3, 4), np.float32), np.ones(3, np.float32))
-        _numpy.apply(np.zeros((2, 4), np.float32), rows, 0.1, 1.0, np.zeros(2, np.float32))
+        n, V, d = 3000, 5000, 100  # enough that torch asks for its threads, which is when a new thread's count is set
+        rows = kernels.Rows(np.arange(n, dtype=np.int32), np.ones((n, d), np.float32), np.ones(n, np.float32))
+        _numpy.apply(np.zeros((V, d), np.float32), rows, 0.1, 1.0, np.zeros(V, np.float32))
         counts.append(torch.get_num_threads())
 
     before = torch.get_num_threads()
