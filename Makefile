@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types demo demo-crnn demo-word2vec bench clean
+.PHONY: help env test lint types demo demo-crnn demo-word2vec bench gpu kernel-table clean
 
 help:
 	@echo "make demo    train the tutorial's CNN on handwritten digits, ours beside torch's (out/demo/)"
@@ -15,6 +15,10 @@ help:
 	@echo "make demo-word2vec   word vectors of English text: neighbours, analogies, scores, a map (out/word2vec/)"
 	@echo "make test    format, lint, types and all tests"
 	@echo "make bench   time every op beside torch (pytest --benchmark)"
+	@echo "make gpu     test and time on an NVIDIA GPU, nine minutes at most; uses this PYTHON's torch, installs nothing"
+	@echo "             (out/gpu/; options: make gpu ARGS='--out DIR --quick', ARGS=--help lists them)"
+	@echo "make kernel-table   compile every kernel for every GPU, without one, and write docs/kernels.md"
+	@echo "             (make kernel-table ARGS=--check compares it)"
 	@echo "make env     only make .venv"
 	@echo "make clean   remove .venv and everything generated"
 
@@ -54,6 +58,13 @@ types: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest --benchmark $(ARGS)
+
+# No .venv: the torch, Triton and CuPy of a GPU machine are there already, and it may reach no network.
+gpu:
+	@$(PYTHON) -m benchmarks.gpu $(ARGS)
+
+kernel-table: $(STAMP)
+	$(BIN)/python -m benchmarks.kernel_table $(ARGS)
 
 clean:
 	rm -rf $(VENV) build out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (and nothing else)")
     parser.addoption("--benchmark-table", metavar="FILE", type=Path, help="also write their tables to FILE as Markdown")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton kernels run in its interpreter unless a GPU is asked for. It is chosen when they are imported."""
+    if "gpu" not in config.getoption("markexpr"):
+        os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

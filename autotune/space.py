@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+from .device import Device
+from .model import Cost, seconds
+
 Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a measurement is filed under.
+
+    Attributes:
+        exact: everything that must be equal for a configuration to be comparable.
+        sizes: numbers by name, of which near ones may stand for each other.
+    """
+
+    exact: tuple[Any, ...]
+    sizes: Mapping[str, float]
 
 
 def _anything_goes(config: Config, problem: Any) -> str | None:
@@ -23,12 +39,18 @@ class Tunable:
         space: each parameter's values, in the order in which they are tried.
         default: the configuration for a problem where nothing better is known; always valid.
         refusal: why a configuration cannot run a problem, known without running it; ``None`` if it can.
+        reasons: for each parameter, why its values are what they are; printed in the table of kernels.
+        key: of a problem: an exact part, and sizes that may be compared on a logarithmic scale.
+        cost: what a configuration costs on a problem.
     """
 
     name: str
     space: Mapping[str, tuple[Any, ...]]
     default: Callable[[Any], Config]
     refusal: Callable[[Config, Any], str | None] = _anything_goes
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    key: Callable[[Any], Key] | None = None
+    cost: Callable[[Config, Any], Cost] | None = None
 
     def configs(self, problem: Any) -> Iterator[Config]:
         """Every valid configuration for the problem, in the order of the space."""
@@ -51,3 +73,20 @@ class Tunable:
         reason = self.refusal(config, problem)
         if reason is not None:
             raise ValueError(f"{self.name}: {dict(config)} cannot run {problem}: {reason}")
+
+
+def fastest(tunable: Tunable, problem: Any, device: Device) -> Config:
+    """The valid configuration that the analytic model predicts to be fastest; of equals the first of the space.
+
+    Raises:
+        ValueError: no configuration can run the problem.
+    """
+    assert tunable.cost is not None, f"{tunable.name} declares no cost"
+    best, least = None, float("inf")
+    for config in tunable.configs(problem):
+        time = seconds(tunable.cost(config, problem), device)
+        if time < least:
+            best, least = config, time
+    if best is None:
+        raise ValueError(f"{tunable.name}: no configuration can run {problem}")
+    return best

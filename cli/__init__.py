@@ -34,7 +34,7 @@ def make_app() -> typer.Typer:
     import typer
     from typer.core import TyperGroup
 
-    from . import word2vec
+    from . import doctor, word2vec
 
     class Commands(TyperGroup):
         def invoke(self, ctx: Any) -> Any:
@@ -53,6 +53,7 @@ def make_app() -> typer.Typer:
 
     app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
     app.add_typer(word2vec.app, name="word2vec")
+    app.command()(doctor.doctor)
 
     def show_version(wanted: bool) -> None:
         if wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -61,6 +62,30 @@ def empty_like(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def rounded(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The result in the caller's dtype: the one rounding of a half-precision op."""
     return tensor if tensor.dtype is dtype else tensor.to(dtype)
+
+
+def run(
+    implementation: ModuleType,
+    function: str,
+    problem: Any,
+    inputs: Sequence[torch.Tensor | None],
+    outputs: Sequence[torch.Tensor | None],
+) -> None:
+    """Calls ``implementation.function(problem, *inputs, *outputs)``, which writes the outputs.
+
+    A backend whose module says ``ON_TENSORS = True`` gets the tensors. NumPy's functions get arrays in the compute
+    dtype; what they computed for a half type is rounded into the output afterwards.
+    """
+    call = getattr(implementation, function)
+    if getattr(implementation, "ON_TENSORS", False):
+        call(problem, *inputs, *outputs)
+        return
+    arrays = [None if t is None else as_array(t) for t in inputs]
+    wide = [t if t is None or t.dtype not in _COMPUTE else empty_like(t, _COMPUTE[t.dtype]) for t in outputs]
+    call(problem, *arrays, *(None if t is None else t.numpy() for t in wide))
+    for output, result in zip(outputs, wide, strict=True):
+        if output is not result and output is not None and result is not None:
+            output.copy_(result)
 
 
 def flat(*arrays: Array) -> tuple[Array, ...] | None:

@@ -12,6 +12,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
+from . import _cuda
+
 
 class BackendUnavailable(RuntimeError):
     """A backend cannot serve this call. The message says why and what to do."""
@@ -19,19 +21,29 @@ class BackendUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Backend:
-    """A way to run kernels: the package it needs, the devices whose tensors it takes, and how to get it."""
+    """A way to run kernels: the package it needs, the devices whose tensors it takes, and how to get it.
+
+    ``emulation`` is what makes it take CPU tensors too, where it is asked for by name.
+    """
 
     name: str
     package: str
     devices: tuple[str, ...]
     install: str
+    emulation: str = ""
 
 
 # In order of preference where several could serve a tensor.
 BACKENDS: Mapping[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("triton", "triton", ("cuda",), "pip install triton (Linux; CUDA builds of torch bring their own)"),
+        Backend(
+            "triton",
+            "triton",
+            ("cuda",),
+            "pip install triton (Linux; CUDA builds of torch bring their own)",
+            "TRITON_INTERPRET=1 in the environment runs it on the CPU, slowly",
+        ),
         Backend("cupy", "cupy", ("cuda",), "pip install 'tilesmith[cuda13]' (or 'tilesmith[cuda12]')"),
         Backend("numpy", "numpy", ("cpu",), "pip install numpy"),
     )
@@ -88,6 +100,13 @@ def reason_unavailable(name: str) -> str | None:
     return None
 
 
+def emulated(name: str) -> bool:
+    """Whether the backend runs on CPU tensors in this process: Triton's interpreter, or a runtime that tests put in."""
+    if name == "triton":
+        return os.environ.get("TRITON_INTERPRET", "") == "1"
+    return name == "cupy" and _cuda.emulator is not None
+
+
 def available() -> list[str]:
     """Names of the backends whose packages are installed, in order of preference. Touches no device."""
     return [name for name in BACKENDS if reason_unavailable(name) is None]
@@ -114,6 +133,10 @@ class Operation:
             module = self._chosen[key] = self._load(*key)
         return module
 
+    def named(self, name: str) -> ModuleType:
+        """The module of one backend, whatever was asked for."""
+        return import_module(self._implementations[name], self._package)
+
     def refusal(self, name: str, device_type: str) -> str | None:
         """Why backend ``name`` cannot serve this op for a tensor on ``device_type``, or ``None`` if it can."""
         reason = reason_unavailable(name)
@@ -123,21 +146,28 @@ class Operation:
             return f"backend {name!r} has no kernel for {self.name} in this version"
         if device_type not in BACKENDS[name].devices:
             takes = " and ".join(BACKENDS[name].devices)
-            return f"backend {name!r} takes {takes} tensors, not {device_type} tensors"
+            how = f" ({BACKENDS[name].emulation})" if BACKENDS[name].emulation and device_type == "cpu" else ""
+            return f"backend {name!r} takes {takes} tensors, not {device_type} tensors{how}"
         return None
+
+    def _refusal_by_name(self, name: str, device_type: str) -> str | None:
+        """As :meth:`refusal` for a backend that was asked for by name: it may be emulated on the CPU."""
+        if device_type == "cpu" and name in self._implementations and emulated(name):
+            return reason_unavailable(name)
+        return self.refusal(name, device_type)
 
     def serves(self, device_type: str) -> bool:
         """Whether the automatic or requested choice would find a backend for tensors on ``device_type``."""
-        candidates = [name] if (name := requested()) else list(BACKENDS)
-        return any(self.refusal(name, device_type) is None for name in candidates)
+        if name := requested():
+            return self._refusal_by_name(name, device_type) is None
+        return any(self.refusal(name, device_type) is None for name in BACKENDS)
 
     def _load(self, name: str | None, device_type: str) -> ModuleType:
-        candidates = [name] if name else list(BACKENDS)
         refusals = []
-        for candidate in candidates:
-            reason = self.refusal(candidate, device_type)
+        for candidate in [name] if name else BACKENDS:
+            reason = (self._refusal_by_name if name else self.refusal)(candidate, device_type)
             if reason is None:
-                return import_module(self._implementations[candidate], self._package)
+                return self.named(candidate)
             refusals.append(reason)
         what = f"backend {name!r} was asked for" if name else "no backend can serve this"
         raise BackendUnavailable(f"{self.name} on {device_type}: {what}, but: " + "; ".join(refusals))

@@ -1,6 +1,6 @@
 """ReLU, sigmoid and tanh: the contract every backend implements, the ops, and the dispatch.
 
-A backend is a module with two functions that write into preallocated arrays:
+A backend is a module with two functions that write into preallocated tensors (NumPy's: arrays):
 
 - ``forward(kind, x, y)``: ``y = act(x)``; also in place, ``y is x``
 - ``backward(kind, dy, y, dx)``: ``dx = dy · act'(x)``, told from the output: ``[y > 0]``, ``y (1 - y)``, ``1 - y²``
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty_like, rounded
+from .._arrays import empty_like, run
 from .._ops import define, elementwise
 from ..backends import Operation
 
 __all__ = ["ACTIVATIONS", "OPERATION", "backward", "check_activation", "forward"]
 
-OPERATION = Operation("activation", __name__, {"numpy": "._numpy"})
+OPERATION = Operation("activation", __name__, {"triton": "._triton", "cupy": "._cupy", "numpy": "._numpy"})
 
 ACTIVATIONS = ("none", "relu", "sigmoid", "tanh")
 
@@ -33,9 +33,9 @@ def check_activation(kind: str) -> str:
 
 
 def _forward(x: torch.Tensor, kind: str) -> torch.Tensor:
-    y = empty_like(x, compute_dtype(x.dtype))
-    OPERATION.implementation(x.device.type).forward(kind, as_array(x), y.numpy())
-    return rounded(y, x.dtype)
+    y = empty_like(x, x.dtype)
+    run(OPERATION.implementation(x.device.type), "forward", kind, (x,), (y,))
+    return y
 
 
 def _forward_fake(x: torch.Tensor, kind: str) -> torch.Tensor:
@@ -43,9 +43,9 @@ def _forward_fake(x: torch.Tensor, kind: str) -> torch.Tensor:
 
 
 def _backward(dy: torch.Tensor, y: torch.Tensor, kind: str) -> torch.Tensor:
-    dx = empty_like(y, compute_dtype(y.dtype))
-    OPERATION.implementation(y.device.type).backward(kind, as_array(dy), as_array(y), dx.numpy())
-    return rounded(dx, y.dtype)
+    dx = empty_like(y, y.dtype)
+    run(OPERATION.implementation(y.device.type), "backward", kind, (dy, y), (dx,))
+    return dx
 
 
 def _backward_fake(dy: torch.Tensor, y: torch.Tensor, kind: str) -> torch.Tensor:

@@ -1,29 +1,33 @@
 """2-D convolution: the contract every backend implements, the ops, and the dispatch.
 
-A backend is a module with three functions, each of which writes into preallocated arrays:
+A backend is a module with three functions, each of which writes into preallocated tensors (NumPy's: arrays):
 
 - ``forward(problem, x, w, bias, y)``: ``y = act(conv(x, w) + bias)``
 - ``input_grad(problem, dy, w, dx)``: the gradient of the input, with the activation already undone
 - ``weight_grad(problem, x, dy, dw, db)``: the gradients of weight and (unless ``None``) bias
+
+All tensors of a call have one dtype. Inputs may have any strides, also 0; outputs are dense in one of the two memory
+formats. Sizes may be 0, and then the gradients are sums of nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty, is_channels_last, rounded
+from .._arrays import empty, is_channels_last, run
 from .._ops import define, front
 from ..activation import check_activation
-from ..backends import Operation
+from ..backends import Operation, requested
 from ._problem import Conv2dProblem
 
 __all__ = ["OPERATION", "Conv2dProblem", "forward", "input_grad", "make_problem", "weight_grad"]
 
-OPERATION = Operation("conv2d", __name__, {"numpy": "._numpy"})
+OPERATION = Operation("conv2d", __name__, {"triton": "._triton", "cupy": "._cupy", "numpy": "._numpy"})
 
 
 def make_problem(
@@ -84,6 +88,25 @@ def make_problem(
 _problem: Any = lru_cache(maxsize=4096)(make_problem)  # hot path: a lookup costs 0.5 us, the checks 5 us
 
 
+# The largest depthwise kernel that Triton's kernels take by themselves: from 5x5 on they read each input from the L1
+# cache R·S times, where the CUDA kernels keep a row of inputs in registers.
+_LARGEST_TRITON_DEPTHWISE = 9
+
+
+def _implementation(problem: Conv2dProblem, tensor: torch.Tensor) -> ModuleType:
+    """The backend of a call: the one asked for, else the first that serves; large depthwise kernels prefer CuPy's."""
+    device = tensor.device.type
+    if (
+        device == "cuda"
+        and problem.depthwise
+        and problem.R * problem.S > _LARGEST_TRITON_DEPTHWISE
+        and requested() is None
+        and OPERATION.refusal("cupy", device) is None
+    ):
+        return OPERATION.named("cupy")
+    return OPERATION.implementation(device)
+
+
 def _forward(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -95,12 +118,10 @@ def _forward(
     groups: int,
 ) -> torch.Tensor:
     problem = _problem(x.shape, weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups, activation)
-    implementation = OPERATION.implementation(x.device.type)
     channels_last = is_channels_last(x) or is_channels_last(weight)
-    y = empty((problem.N, problem.K, problem.P, problem.Q), compute_dtype(x.dtype), x.device, channels_last)
-    bias_array = None if bias is None else as_array(bias)
-    implementation.forward(problem, as_array(x), as_array(weight), bias_array, y.numpy())
-    return rounded(y, x.dtype)
+    y = empty((problem.N, problem.K, problem.P, problem.Q), x.dtype, x.device, channels_last)
+    run(_implementation(problem, x), "forward", problem, (x, weight, bias), (y,))
+    return y
 
 
 def _forward_fake(
@@ -129,9 +150,9 @@ def _input_grad(
     groups: int,
 ) -> torch.Tensor:
     problem = _problem(tuple(x_shape), weight.shape, tuple(stride), tuple(padding), tuple(dilation), groups)
-    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
-    OPERATION.implementation(dy.device.type).input_grad(problem, as_array(dy), as_array(weight), dx.numpy())
-    return rounded(dx, dy.dtype)
+    dx = empty(x_shape, dy.dtype, dy.device, channels_last)
+    run(_implementation(problem, dy), "input_grad", problem, (dy, weight), (dx,))
+    return dx
 
 
 def _input_grad_fake(
@@ -159,13 +180,10 @@ def _weight_grad(
     groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     problem = _problem(x.shape, tuple(w_shape), tuple(stride), tuple(padding), tuple(dilation), groups)
-    dtype = compute_dtype(x.dtype)
-    dw = empty(w_shape, dtype, x.device, channels_last)
-    db = empty((problem.K if bias else 0,), dtype, x.device)
-    OPERATION.implementation(x.device.type).weight_grad(
-        problem, as_array(x), as_array(dy), dw.numpy(), db.numpy() if bias else None
-    )
-    return rounded(dw, x.dtype), rounded(db, x.dtype)
+    dw = empty(w_shape, x.dtype, x.device, channels_last)
+    db = empty((problem.K if bias else 0,), x.dtype, x.device)
+    run(_implementation(problem, x), "weight_grad", problem, (x, dy), (dw, db if bias else None))
+    return dw, db
 
 
 def _weight_grad_fake(

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ...kernels import backends
+
 
 class Function(torch.autograd.Function):
     """An ``autograd.Function`` in the ``setup_context`` style, called through :meth:`call`.
@@ -15,6 +17,32 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Has the backward run on the backend that was asked for where its forward ran.
+
+        A request belongs to a thread, and autograd runs the backward of CUDA tensors in threads of its own. (In a
+        compiled graph only ``TILESMITH_BACKEND`` reaches there.)
+        """
+        super().__init_subclass__(**options)
+        setup, backward = cls.setup_context, cls.backward
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                ctx.requested_backend = backends.requested()
+            setup(ctx, inputs, output)
+
+        def backward_there(ctx: Any, *grads: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return backward(ctx, *grads)
+            requested = ctx.requested_backend
+            if requested is None or requested == backends.requested():
+                return backward(ctx, *grads)
+            with backends.backend(requested):
+                return backward(ctx, *grads)
+
+        cls.setup_context = staticmethod(setup_context)  # type: ignore[method-assign]
+        cls.backward = staticmethod(backward_there)  # type: ignore[method-assign]
 
     @classmethod
     def call(cls, *args: Any) -> Any:

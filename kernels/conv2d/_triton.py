@@ -1,0 +1,826 @@
+"""2-D convolution in Triton: which kernel serves a problem, in which layout, with which blocks.
+
+- Depthwise (one channel a group, several groups): direct kernels, :mod:`._triton_depthwise`.
+- Up to 8 channels a group: a product whose depth is taps and channels together, :func:`correlate_flat`.
+- All else: an implicit product, :func:`correlate`, forward and for the input's gradient; small groups are packed side
+  by side with zeros between them until they are 32 channels wide. A 1x1 kernel with stride 1 is a product of views, and
+  a kernel as wide as its stride takes whole rows of windows as channels.
+- The weight's gradient is :func:`weight_grad` and :func:`sum_slabs`.
+
+The product kernels read channels innermost. An input in another order is copied once into that order (2 |x| bytes);
+1x1 kernels read planes as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from ... import autotune
+from .._precision import convolution_precision
+from .._triton import launch
+from .._triton_math import divisor
+from . import _triton_space as space
+from ._problem import Conv2dProblem
+from ._triton_depthwise import depthwise, depthwise_weight_grad
+from ._triton_gemm import correlate, correlate_flat
+from ._triton_pack import pack_groups, to_channels_last
+from ._triton_weight_grad import sum_slabs
+from ._triton_weight_grad import weight_grad as weight_grad_kernel
+
+ON_TENSORS = True
+TUNABLES = space.TUNABLES
+
+# Channels a group up to which taps and channels are one reduction, forward and in the weight's gradient.
+_FEW = 8
+_FEW_COLUMNS = 16
+# Groups narrower than this are packed to at most so many channels.
+_PACK = 32
+_LIMIT = 2**31
+_GROUP_M = 8  # rows of tiles walked together: 8 tiles of 128 rows and their filters stay in L2
+
+
+# ---- numbers a kernel is launched with
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """How a dtype is multiplied."""
+
+    itemsize: int
+    accumulator: Any
+    precision: str
+    unit: str
+    passes: int
+
+    @property
+    def tensor_cores(self) -> bool:
+        return self.unit != "fma"
+
+
+def _numbers(dtype: torch.dtype) -> _Numbers:
+    if dtype is torch.float64:
+        return _Numbers(8, tl.float64, "ieee", "double", 1)
+    if dtype is torch.float32:
+        mode = convolution_precision()
+        return _Numbers(4, tl.float32, mode, "fma" if mode == "ieee" else "tf32", 3 if mode == "tf32x3" else 1)
+    return _Numbers(2, tl.float32, "tf32", "half", 1)  # the precision is of no concern to half types
+
+
+@dataclass(frozen=True)
+class _Strides:
+    """A tensor's four strides for a kernel: the innermost as it is, the others in units of what divides them all.
+
+    Triton knows of a run-time number only whether 16 divides it; ``align`` (1 to 16) tells the rest at compile time.
+    """
+
+    values: tuple[int, int, int, int]
+    align: int
+    inner: str
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], strides: tuple[int, ...], names: str) -> _Strides:
+        """``names`` are one letter a dimension, of which two can be innermost."""
+        steps = [0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True)]
+        inner = next((name for name, step in zip(names, steps, strict=True) if step == 1 and name in "cwoi"), "")
+        others = [step for name, step in zip(names, steps, strict=True) if name != inner]
+        align = gcd(16, *others)
+        first, second, third, fourth = (
+            step if name == inner else step // align for name, step in zip(names, steps, strict=True)
+        )
+        return cls((first, second, third, fourth), align, inner)
+
+
+def _span(tensor: torch.Tensor) -> int:
+    """One more than the largest offset a kernel may form, with a tile's overshoot along the channels."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size)
+    return reach + 1 + 256 * max(tensor.stride(), default=1) * (tensor.shape[0] == 1) + 256 * tensor.stride(1)
+
+
+def _wide(*tensors: torch.Tensor) -> bool:
+    """Whether offsets into one of them need 64 bits."""
+    return any(_span(tensor) >= _LIMIT for tensor in tensors)
+
+
+def _align_of(n: int) -> int:
+    return gcd(n, 16)
+
+
+def _steps(stride: int, dilation: int) -> int:
+    """Taps of a phase of the input's gradient are so many apart."""
+    return stride // gcd(stride, dilation)
+
+
+# ---- copies
+
+
+def _empty(like: torch.Tensor, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def _channels_inner(x: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied with channels innermost unless they are."""
+    N, C, H, W = x.shape
+    if x.stride(1) == 1 or C == 1:
+        return x
+    copy = _empty(x, N, H, W, C)
+    block_p, block_c = (16, 64) if H * W < 64 else (64, 64)
+    tiles_p, tiles_c = -(-H * W // block_p), -(-C // block_c)
+    row_mul, row_shift = divisor(W)
+    launch(
+        to_channels_last,
+        (tiles_p * tiles_c * N,),
+        {
+            "x_ptr": x,
+            "y_ptr": copy,
+            "W": W,
+            "C": C,
+            "pixels": H * W,
+            "tiles_p": tiles_p,
+            "tiles_c": tiles_c,
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            **dict(zip(("stride_n", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True)),
+            "FLAT": _rows_follow(x),
+            "WIDE": _wide(x, copy),
+            "BLOCK_P": block_p,
+            "BLOCK_C": block_c,
+        },
+        num_warps=4,
+    )
+    return copy.permute(0, 3, 1, 2)
+
+
+def _rows_follow(x: torch.Tensor) -> bool:
+    """Whether a pixel's address is its number in the plane times one stride."""
+    return x.shape[2] == 1 or x.stride(2) == x.shape[3] * x.stride(3) or (x.shape[3] == 1 and x.stride(3) == 0)
+
+
+def _group_pack(problem: Conv2dProblem) -> int:
+    """Groups that share a product: as many as fit 32 channels, of inputs and of outputs."""
+    widest = max(problem.C, problem.K) // problem.groups
+    fitting = (d for d in range(_PACK // widest, 1, -1) if problem.groups % d == 0) if widest < _PACK else ()
+    return next(iter(fitting), 1)
+
+
+def _packed(problem: Conv2dProblem, w: torch.Tensor, pack: int) -> torch.Tensor:
+    """Filters of packed groups, ``[K, pack·C / groups, R, S]`` with channels innermost."""
+    K, C, R, S = w.shape
+    packed = _empty(w, K, R, S, pack * C)
+    row_mul, row_shift = divisor(R * S * pack * C)
+    c_mul, c_shift = divisor(pack * C)
+    launch(
+        pack_groups,
+        (-(-packed.numel() // 512),),
+        {
+            "w_ptr": w,
+            "packed_ptr": packed,
+            "elements": packed.numel(),
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            "c_mul": c_mul,
+            "c_shift": c_shift,
+            **dict(zip(("stride_k", "stride_c", "stride_r", "stride_s"), w.stride(), strict=True)),
+            "C": C,
+            "RS": R * S,
+            "S": S,
+            "GROUP_OUT": problem.K // problem.groups,
+            "PACK": pack,
+            "BLOCK": 512,
+        },
+        num_warps=4,
+    )
+    return packed.permute(0, 3, 1, 2)
+
+
+# ---- the problem as kernels see it
+
+
+def _chunks(problem: Conv2dProblem, rows_each: int) -> Iterator[slice]:
+    """Ranges of images whose pixels a kernel can count in 31 bits."""
+    if rows_each >= _LIMIT:
+        raise NotImplementedError(f"conv2d: one image of {rows_each} pixels ({problem}); the limit is {_LIMIT - 1}")
+    images = max(1, (_LIMIT - 1) // max(rows_each, 1))
+    return (slice(n, min(n + images, problem.N)) for n in range(0, problem.N, images))
+
+
+def _is_pointwise(problem: Conv2dProblem) -> bool:
+    return (problem.R, problem.S, *problem.stride) == (1, 1, 1, 1) and not any(problem.padding)
+
+
+def _merged_taps(
+    problem: Conv2dProblem, x: torch.Tensor, w: torch.Tensor
+) -> tuple[Conv2dProblem, torch.Tensor, torch.Tensor]:
+    """A kernel as wide as its stride, without padding, sees whole runs of ``S·C`` elements: they become the channels.
+
+    Views only; anything else comes back as it was.
+    """
+    C, S = problem.C, problem.S
+    touching = S > 1 and problem.stride[1] == S and problem.dilation[1] == 1 and problem.groups == 1
+    if not touching or any(problem.padding) or x.stride(1) != 1 or x.stride(3) != C or w.stride(3) != C:
+        return problem, x, w
+    Q = problem.Q
+    xs = x.as_strided((problem.N, S * C, problem.H, Q), (x.stride(0), 1, x.stride(2), S * C))
+    ws = w.as_strided((problem.K, S * C, problem.R, 1), (w.stride(0), 1, w.stride(2), S * C))
+    return replace(problem, C=S * C, W=Q, S=1, stride=(problem.stride[0], 1)), xs, ws
+
+
+def forward(
+    problem: Conv2dProblem, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor
+) -> None:
+    """``y = act(conv(x, w) + bias)``."""
+    if not y.numel():
+        return
+    if bias is not None:
+        bias = bias.contiguous()
+    if problem.depthwise:
+        _direct(problem, x, w, bias, y, transposed=False)
+        return
+    numbers = _numbers(x.dtype)
+    pack = _group_pack(problem)
+    if problem.C // problem.groups <= _FEW and pack == 1:
+        for part in _chunks(problem, problem.P * problem.Q):
+            _few_channels(replace(problem, N=part.stop - part.start), x[part], w, bias, y[part], numbers)
+        return
+    planar = _is_pointwise(problem) and x.stride(1) != 1 and _rows_follow(x) and _rows_follow(y)
+    x = x if planar else _channels_inner(x)
+    w = _packed(problem, w, pack) if pack > 1 else _channels_inner(w)
+    problem, x, w = _merged_taps(problem, x, w)
+    for part in _chunks(problem, problem.P * problem.Q):
+        _product(replace(problem, N=part.stop - part.start), x[part], w, bias, y[part], pack, planar, False, numbers)
+
+
+def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: torch.Tensor) -> None:
+    """The gradient of the input: ``dy`` correlated with the flipped filters, a phase of the stride at a time."""
+    if not dx.numel():
+        return
+    if not dy.numel():
+        dx.zero_()
+        return
+    if problem.depthwise:
+        _direct(problem, dy, w, None, dx, transposed=True)
+        return
+    numbers = _numbers(dy.dtype)
+    pack = _group_pack(problem)
+    pointwise = _is_pointwise(problem)
+    planar = pointwise and dy.stride(1) != 1 and _rows_follow(dy) and _rows_follow(dx)
+    dy = dy if planar else _channels_inner(dy)
+    if pack > 1:
+        w = _packed(problem, w, pack)
+    elif dy.dtype is torch.float32 and problem.groups == 1:
+        # TF32 instructions take both operands with the reduction innermost, which is K here
+        w = _channels_inner(w.transpose(0, 1)).transpose(0, 1)
+    else:
+        w = _channels_inner(w)
+    plain = replace(problem, activation="none")
+    for part in _chunks(problem, problem.H * problem.W + problem.stride[0] * problem.W + problem.stride[1]):
+        images = replace(plain, N=part.stop - part.start)
+        _product(images, dy[part], w, None, dx[part], pack, planar, True, numbers)
+
+
+def _product(
+    problem: Conv2dProblem,
+    source: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    pack: int,
+    planar: bool,
+    backward: bool,
+    numbers: _Numbers,
+) -> None:
+    """One launch of :func:`correlate`. ``backward``: ``source`` is ``dy`` and ``out`` is ``dx``."""
+    R, S, (stride_h, stride_w) = problem.R, problem.S, problem.stride
+    packs = problem.groups // pack
+    inputs, outputs = problem.C // packs, problem.K // packs  # channels a pack
+    if backward:
+        inputs, outputs = outputs, inputs
+    transposed = backward and not _is_pointwise(problem)
+    P, Q = (-(-problem.H // stride_h), -(-problem.W // stride_w)) if transposed else out.shape[2:]
+    phases = stride_h * stride_w if transposed else 1
+    rows = P * Q if planar else problem.N * P * Q
+    out_strides = _Strides.of(tuple(out.shape), out.stride(), "nchw")
+    source_strides = _Strides.of(tuple(source.shape), source.stride(), "nchw")
+    k_stride, c_stride, r_stride, s_stride = w.stride()
+    by_out, by_in = (c_stride, k_stride) if backward else (k_stride, c_stride)
+    filters = _Strides.of((2, 2, R, S), (by_out, by_in, r_stride, s_stride), "oirs")
+    group_stride = problem.K // packs * k_stride
+    taps = R * S / phases
+    reuse = min(float(R * S), float(stride_h * stride_w)) if not backward else min(1.0, taps)
+    layouts = (source_strides.inner, filters.inner, out_strides.inner, planar)
+    window = (R, S, problem.stride, problem.dilation, problem.activation)
+    tunable = space.INPUT_GRAD if backward else space.FORWARD
+    device = autotune.device_of(source)
+    batch = packs * phases * (problem.N if planar else 1)
+    kernel_problem = space.Product(
+        rows, outputs, inputs, taps, batch, reuse, pack > 1, numbers.itemsize, numbers.unit, numbers.passes,
+        (*layouts, *window), device,
+    )  # fmt: skip
+    config = autotune.resolve(tunable, kernel_problem)
+    tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-outputs // config["BLOCK_N"])
+    plane_mul, plane_shift = divisor(P * Q)
+    row_mul, row_shift = divisor(Q)
+    top, _, left, _ = problem.padding
+    c_align, k_align, row_align = _align_of(inputs), _align_of(outputs), _align_of(rows) if planar else 1
+    launch(
+        correlate,
+        (tiles_m * tiles_n * batch,),
+        {
+            "x_ptr": source,
+            "w_ptr": w,
+            "bias_ptr": bias,
+            "y_ptr": out,
+            "H": source.shape[2],
+            "W": source.shape[3],
+            "C": inputs // c_align,
+            "K": outputs // k_align,
+            "P": P,
+            "Q": Q,
+            "Y_H": out.shape[2],
+            "Y_W": out.shape[3],
+            "rows": rows // row_align,
+            "images": problem.N,
+            "tiles_m": tiles_m,
+            "tiles_n": tiles_n,
+            "pad_h": top,
+            "pad_w": left,
+            "plane_mul": plane_mul,
+            "plane_shift": plane_shift,
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            **_named("x", source_strides, "nchw"),
+            "stride_wg": group_stride // filters.align if packs > 1 else 0,
+            **_named("w", filters, "oirs"),
+            **_named("y", out_strides, "nchw"),
+            "R": R,
+            "S": S,
+            "STRIDE_H": stride_h,
+            "STRIDE_W": stride_w,
+            "DILATION_H": problem.dilation[0],
+            "DILATION_W": problem.dilation[1],
+            "STEP_H": _steps(stride_h, problem.dilation[0]),
+            "STEP_W": _steps(stride_w, problem.dilation[1]),
+            "TRANSPOSED": transposed,
+            "PLANAR": planar,
+            "CHECKED": transposed or any(problem.padding),
+            "GROUP_IN": inputs // pack if pack > 1 else 0,
+            "GROUP_OUT": outputs // pack if pack > 1 else 0,
+            "C_ALIGN": c_align,
+            "K_ALIGN": k_align,
+            "ROW_ALIGN": row_align,
+            "EVEN_C": inputs % config["BLOCK_K"] == 0,
+            "ACTIVATION": problem.activation,
+            "HAS_BIAS": bias is not None,
+            "WIDE": _wide(source, out),
+            "ACC": numbers.accumulator,
+            "PRECISION": numbers.precision,
+            **_blocks(config),
+            "GROUP_M": _GROUP_M,
+        },
+        config["num_warps"],
+        config["num_stages"],
+        tunable=tunable,
+        problem=kernel_problem,
+        config=config,
+        tensor_cores=numbers.tensor_cores,
+    )
+
+
+def _named(letter: str, strides: _Strides, names: str) -> dict[str, Any]:
+    named: dict[str, Any] = {f"stride_{letter}{n}": v for n, v in zip(names, strides.values, strict=True)}
+    named[f"{letter.upper()}_INNER"] = strides.inner
+    named[f"{letter.upper()}_ALIGN"] = strides.align
+    return named
+
+
+def _blocks(config: autotune.Config) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name.startswith("BLOCK_")}
+
+
+def _few_channels(
+    problem: Conv2dProblem,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    numbers: _Numbers,
+) -> None:
+    """One launch of :func:`correlate_flat`."""
+    C, K, R, S = problem.C // problem.groups, problem.K // problem.groups, problem.R, problem.S
+    rows = problem.N * problem.P * problem.Q
+    out_strides = _Strides.of(tuple(y.shape), y.stride(), "nchw")
+    layouts = (x.stride(1) == 1, w.stride(1) == 1, out_strides.inner)
+    reuse = min(float(R * S), float(problem.stride[0] * problem.stride[1])) / (R * S)
+    kernel_problem = space.Product(
+        rows, K, C * R * S, 1.0, problem.groups, reuse, False, numbers.itemsize, numbers.unit, numbers.passes,
+        (*layouts, C, R, S, problem.stride, problem.dilation, problem.activation), autotune.device_of(x),
+    )  # fmt: skip
+    config = autotune.resolve(space.FORWARD_FLAT, kernel_problem)
+    tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-K // config["BLOCK_N"])
+    plane_mul, plane_shift = divisor(problem.P * problem.Q)
+    row_mul, row_shift = divisor(problem.Q)
+    top, _, left, _ = problem.padding
+    k_align = _align_of(K)
+    launch(
+        correlate_flat,
+        (tiles_m * tiles_n * problem.groups,),
+        {
+            "x_ptr": x,
+            "w_ptr": w,
+            "bias_ptr": bias,
+            "y_ptr": y,
+            "H": problem.H,
+            "W": problem.W,
+            "K": K // k_align,
+            "P": problem.P,
+            "Q": problem.Q,
+            "rows": rows,
+            "tiles_m": tiles_m,
+            "tiles_n": tiles_n,
+            "pad_h": top,
+            "pad_w": left,
+            "plane_mul": plane_mul,
+            "plane_shift": plane_shift,
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            **dict(zip(("stride_xn", "stride_xc", "stride_xh", "stride_xw"), x.stride(), strict=True)),
+            "stride_wg": K * w.stride(0),
+            **dict(zip(("stride_wo", "stride_wi", "stride_wr", "stride_ws"), w.stride(), strict=True)),
+            **_named("y", out_strides, "nchw"),
+            "C": C,
+            "R": R,
+            "S": S,
+            "STRIDE_H": problem.stride[0],
+            "STRIDE_W": problem.stride[1],
+            "DILATION_H": problem.dilation[0],
+            "DILATION_W": problem.dilation[1],
+            "K_ALIGN": k_align,
+            "ACTIVATION": problem.activation,
+            "HAS_BIAS": bias is not None,
+            "WIDE": _wide(x, y),
+            "ACC": numbers.accumulator,
+            "PRECISION": numbers.precision,
+            **_blocks(config),
+            "GROUP_M": _GROUP_M,
+        },
+        config["num_warps"],
+        config["num_stages"],
+        tunable=space.FORWARD_FLAT,
+        problem=kernel_problem,
+        config=config,
+        tensor_cores=numbers.tensor_cores,
+    )
+
+
+# ---- depthwise
+
+
+def _direct(
+    problem: Conv2dProblem,
+    source: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    transposed: bool,
+) -> None:
+    """Launches of :func:`depthwise`. ``transposed``: ``source`` is ``dy`` and ``out`` is ``dx``."""
+    numbers = _numbers(source.dtype)
+    stride_h, stride_w = problem.stride
+    if transposed:
+        P, Q, phases, channels = -(-problem.H // stride_h), -(-problem.W // stride_w), stride_h * stride_w, problem.C
+    else:
+        P, Q, phases, channels = problem.P, problem.Q, 1, problem.K
+    planar = out.stride(1) != 1
+    top, _, left, _ = problem.padding
+    plane_mul, plane_shift = divisor(P * Q)
+    row_mul, row_shift = divisor(Q)
+    tunable = space.DEPTHWISE[planar]
+    c_align = _align_of(channels)
+    for part in _chunks(problem, P * Q):
+        images = part.stop - part.start
+        rows = images * P * Q
+        x, y = source[part], out[part]
+        x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, y))
+        read = x.numel() / max(1, y.numel())
+        window = (problem.R, problem.S, problem.stride, problem.dilation, transposed, problem.activation)
+        kernel_problem = space.Depthwise(
+            rows, channels, problem.R * problem.S / phases, phases, read, planar, numbers.itemsize,
+            (x_strides.inner, y_strides.inner, *window), autotune.device_of(x),
+        )  # fmt: skip
+        config = autotune.resolve(tunable, kernel_problem)
+        tiles_m, tiles_c = -(-rows // config["BLOCK_M"]), -(-channels // config["BLOCK_C"])
+        launch(
+            depthwise,
+            (tiles_m * tiles_c * phases,),
+            {
+                "x_ptr": x,
+                "w_ptr": w,
+                "bias_ptr": bias,
+                "y_ptr": y,
+                "H": x.shape[2],
+                "W": x.shape[3],
+                "P": P,
+                "Q": Q,
+                "Y_H": y.shape[2],
+                "Y_W": y.shape[3],
+                "channels": channels // c_align,
+                "rows": rows,
+                "tiles_m": tiles_m,
+                "tiles_c": tiles_c,
+                "pad_h": top,
+                "pad_w": left,
+                "plane_mul": plane_mul,
+                "plane_shift": plane_shift,
+                "row_mul": row_mul,
+                "row_shift": row_shift,
+                **_named("x", x_strides, "nchw"),
+                "stride_wk": w.stride(0),
+                "stride_wr": w.stride(2),
+                "stride_ws": w.stride(3),
+                **_named("y", y_strides, "nchw"),
+                "R": problem.R,
+                "S": problem.S,
+                "STRIDE_H": stride_h,
+                "STRIDE_W": stride_w,
+                "DILATION_H": problem.dilation[0],
+                "DILATION_W": problem.dilation[1],
+                "STEP_H": _steps(stride_h, problem.dilation[0]),
+                "STEP_W": _steps(stride_w, problem.dilation[1]),
+                "TRANSPOSED": transposed,
+                "MULTIPLIER": problem.K // problem.C,
+                "PIXELS_INNER": planar,
+                "C_ALIGN": c_align,
+                "ACTIVATION": "none" if transposed else problem.activation,
+                "HAS_BIAS": bias is not None,
+                "WIDE": _wide(x, y),
+                "ACC": numbers.accumulator,
+                **_blocks(config),
+            },
+            config["num_warps"],
+            1,
+            tunable=tunable,
+            problem=kernel_problem,
+            config=config,
+        )
+
+
+# ---- the weight's gradient
+
+
+def weight_grad(
+    problem: Conv2dProblem, x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, db: torch.Tensor | None
+) -> None:
+    """The gradients of weight and bias, summed in a fixed order. Extra memory: the slabs, at most 32 MB or a weight."""
+    numbers = _numbers(x.dtype)
+    if problem.depthwise:
+        _direct_weight_grad(problem, x, dy, dw, db, numbers)
+        return
+    pack = _group_pack(problem)
+    packs = problem.groups // pack
+    C, K = problem.C // packs, problem.K // packs
+    planar = _is_pointwise(problem) and x.stride(1) != 1 and dy.stride(1) != 1 and _rows_follow(x) and _rows_follow(dy)
+    flat = C < _FEW_COLUMNS and problem.R * problem.S > 1
+    if not planar and x.numel() and dy.numel():
+        x, dy = x if flat else _channels_inner(x), _channels_inner(dy)
+    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    size = problem.K * C * problem.R * problem.S
+    parts = list(_chunks(problem, problem.P * problem.Q)) if dy.numel() else []
+    slabs: list[torch.Tensor] = []
+    bias_slabs: list[torch.Tensor] = []
+    for part in parts:
+        images = replace(problem, N=part.stop - part.start)
+        slab, bias_slab = _slabs(images, x[part], dy[part], C, K, packs, flat, planar, db is not None, numbers)
+        slabs.append(slab)
+        bias_slabs.append(bias_slab)
+    if not slabs:
+        slabs, bias_slabs = [_empty(x, 0, size, dtype=wide_dtype)], [_empty(x, 0, problem.K, dtype=wide_dtype)]
+    joined = slabs[0] if len(slabs) == 1 else torch.cat(slabs)
+    joined_bias = bias_slabs[0] if len(slabs) == 1 else torch.cat(bias_slabs)
+    _sum(problem, joined, joined_bias, size, pack, dw, db)
+
+
+def _slabs(
+    problem: Conv2dProblem,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    C: int,
+    K: int,
+    packs: int,
+    flat: bool,
+    planar: bool,
+    with_bias: bool,
+    numbers: _Numbers,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One launch of :func:`weight_grad_kernel`: slabs ``[slabs, K·packs·R·S·C]`` and ``[slabs, K·packs]``."""
+    R, S = problem.R, problem.S
+    pixels = problem.P * problem.Q
+    rows = pixels if planar else problem.N * pixels
+    x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, dy))
+    columns, batch = (C * R * S, packs) if flat else (C, packs * R * S)
+    window = (R, S, problem.stride, problem.dilation, flat, planar)
+    kernel_problem = space.Product(
+        K, columns, problem.N * pixels, 1.0, batch, packs / batch, False, numbers.itemsize, numbers.unit,
+        numbers.passes, (x_strides.inner, y_strides.inner, *window), autotune.device_of(x),
+    )  # fmt: skip
+    config = autotune.resolve(space.WEIGHT_GRAD, kernel_problem)
+    split, block = space.slabs_of(config, kernel_problem), config["BLOCK_K"]
+    tiles_k = -(-K // config["BLOCK_M"])
+    tiles_c = -(-columns // config["BLOCK_N"]) * (1 if flat else R * S)
+    blocks = problem.N * -(-pixels // block) if planar else -(-rows // block)
+    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    slabs = _empty(x, split, packs * K * R * S * C, dtype=wide_dtype)
+    bias_slabs = _empty(x, split, packs * K, dtype=wide_dtype)
+    plane_mul, plane_shift = divisor(pixels)
+    row_mul, row_shift = divisor(problem.Q)
+    top, _, left, _ = problem.padding
+    c_align, k_align, row_align = _align_of(C), _align_of(K), _align_of(rows) if planar else 1
+    launch(
+        weight_grad_kernel,
+        (tiles_k * tiles_c * split * packs,),
+        {
+            "x_ptr": x,
+            "dy_ptr": dy,
+            "slab_ptr": slabs,
+            "bias_ptr": bias_slabs,
+            "H": problem.H,
+            "W": problem.W,
+            "P": problem.P,
+            "Q": problem.Q,
+            "C": C // c_align,
+            "K": K // k_align,
+            "groups": packs,
+            "rows": rows // row_align,
+            "blocks": blocks,
+            "split": split,
+            "images": problem.N,
+            "tiles_k": tiles_k,
+            "tiles_c": tiles_c,
+            "pad_h": top,
+            "pad_w": left,
+            "plane_mul": plane_mul,
+            "plane_shift": plane_shift,
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            **_named("x", x_strides, "nchw"),
+            **_named("y", y_strides, "nchw"),
+            "R": R,
+            "S": S,
+            "STRIDE_H": problem.stride[0],
+            "STRIDE_W": problem.stride[1],
+            "DILATION_H": problem.dilation[0],
+            "DILATION_W": problem.dilation[1],
+            "FLAT": flat,
+            "PLANAR": planar,
+            "CHECKED": any(problem.padding),
+            "C_ALIGN": c_align,
+            "K_ALIGN": k_align,
+            "ROW_ALIGN": row_align,
+            "HAS_BIAS": with_bias,
+            "WIDE": _wide(x, dy),
+            "ACC": numbers.accumulator,
+            "PRECISION": numbers.precision,
+            **_blocks(config),
+        },
+        config["num_warps"],
+        config["num_stages"],
+        tunable=space.WEIGHT_GRAD,
+        problem=kernel_problem,
+        config=config,
+        tensor_cores=numbers.tensor_cores,
+    )
+    return slabs, bias_slabs
+
+
+def _direct_weight_grad(
+    problem: Conv2dProblem,
+    x: torch.Tensor,
+    dy: torch.Tensor,
+    dw: torch.Tensor,
+    db: torch.Tensor | None,
+    numbers: _Numbers,
+) -> None:
+    """Launches of :func:`depthwise_weight_grad`, and the sum of their slabs."""
+    taps = problem.R * problem.S
+    planar = dy.stride(1) != 1
+    tunable = space.DEPTHWISE_WEIGHT_GRAD[planar]
+    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    plane_mul, plane_shift = divisor(problem.P * problem.Q)
+    row_mul, row_shift = divisor(problem.Q)
+    top, _, left, _ = problem.padding
+    c_align = _align_of(problem.K)
+    slabs: list[torch.Tensor] = [_empty(x, 0, problem.K * taps, dtype=wide_dtype)]
+    bias_slabs: list[torch.Tensor] = [_empty(x, 0, problem.K, dtype=wide_dtype)]
+    for part in _chunks(problem, problem.P * problem.Q) if dy.numel() else ():
+        xs, dys = x[part], dy[part]
+        rows = (part.stop - part.start) * problem.P * problem.Q
+        x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (xs, dys))
+        window = (problem.R, problem.S, problem.stride, problem.dilation)
+        kernel_problem = space.Depthwise(
+            rows, problem.K, taps, 1, xs.numel() / dys.numel(), planar, numbers.itemsize,
+            (x_strides.inner, y_strides.inner, *window), autotune.device_of(x),
+        )  # fmt: skip
+        config = autotune.resolve(tunable, kernel_problem)
+        split, at_once = space.pixel_slabs(config, kernel_problem), space.taps_at_once(taps, config)
+        tiles_c = -(-problem.K // config["BLOCK_C"])
+        slab = _empty(x, split, problem.K * taps, dtype=wide_dtype)
+        bias_slab = _empty(x, split, problem.K, dtype=wide_dtype)
+        slabs.append(slab)
+        bias_slabs.append(bias_slab)
+        launch(
+            depthwise_weight_grad,
+            (tiles_c * split * -(-taps // at_once),),
+            {
+                "x_ptr": xs,
+                "dy_ptr": dys,
+                "slab_ptr": slab,
+                "bias_ptr": bias_slab,
+                "H": problem.H,
+                "W": problem.W,
+                "P": problem.P,
+                "Q": problem.Q,
+                "channels": problem.K // c_align,
+                "rows": rows,
+                "blocks": -(-rows // config["BLOCK_M"]),
+                "split": split,
+                "tiles_c": tiles_c,
+                "pad_h": top,
+                "pad_w": left,
+                "plane_mul": plane_mul,
+                "plane_shift": plane_shift,
+                "row_mul": row_mul,
+                "row_shift": row_shift,
+                **_named("x", x_strides, "nchw"),
+                **_named("y", y_strides, "nchw"),
+                "R": problem.R,
+                "S": problem.S,
+                "STRIDE_H": problem.stride[0],
+                "STRIDE_W": problem.stride[1],
+                "DILATION_H": problem.dilation[0],
+                "DILATION_W": problem.dilation[1],
+                "MULTIPLIER": problem.K // problem.C,
+                "TAPS": at_once,
+                "PIXELS_INNER": planar,
+                "C_ALIGN": c_align,
+                "HAS_BIAS": db is not None,
+                "WIDE": _wide(xs, dys),
+                "ACC": numbers.accumulator,
+                **_blocks(config),
+            },
+            config["num_warps"],
+            1,
+            tunable=tunable,
+            problem=kernel_problem,
+            config=config,
+        )
+    joined = slabs[-1] if len(slabs) <= 2 else torch.cat(slabs)
+    joined_bias = bias_slabs[-1] if len(slabs) <= 2 else torch.cat(bias_slabs)
+    _sum(problem, joined, joined_bias, problem.K * taps, 1, dw, db)
+
+
+def _sum(
+    problem: Conv2dProblem,
+    slabs: torch.Tensor,
+    bias_slabs: torch.Tensor,
+    size: int,
+    pack: int,
+    dw: torch.Tensor,
+    db: torch.Tensor | None,
+) -> None:
+    """One launch of :func:`sum_slabs`; of no slabs at all the sums are zeros."""
+    C, RS = problem.C // problem.groups, problem.R * problem.S
+    row_mul, row_shift = divisor(RS * C)
+    c_mul, c_shift = divisor(C)
+    block = 128
+    blocks = -(-dw.numel() // block) + (-(-problem.K // block) if db is not None else 0)
+    launch(
+        sum_slabs,
+        (blocks,),
+        {
+            "slab_ptr": slabs,
+            "bias_slab_ptr": bias_slabs,
+            "dw_ptr": dw,
+            "db_ptr": db,
+            "slabs": slabs.shape[0],
+            "slab_size": size,
+            "weights": dw.numel(),
+            "K": problem.K,
+            "row_mul": row_mul,
+            "row_shift": row_shift,
+            "c_mul": c_mul,
+            "c_shift": c_shift,
+            **dict(zip(("stride_wk", "stride_wc", "stride_wr", "stride_ws"), dw.stride(), strict=True)),
+            "C": C,
+            "RS": RS,
+            "S": problem.S,
+            "GROUP_OUT": problem.K // problem.groups,
+            "PACK": pack,
+            "HAS_BIAS": db is not None,
+            "BLOCK": block,
+        },
+        num_warps=4,
+    )
