@@ -83,6 +83,10 @@ def _refusal(config: Config, problem: Product) -> str | None:
     accumulators = m * n // (32 * warps)
     if accumulators > _most_accumulators(problem):
         return f"{accumulators} accumulators a thread spill"
+    if k > 16 and (
+        (problem.packed and problem.unit == "fma") or (problem.passes > 1 and problem.device.arch == "sm_100")
+    ):
+        return f"BLOCK_K={k} spills beside a second set of accumulators or of operands"
     if warps == 8 and (m < 128 or accumulators < 16):
         return "8 warps are two groups of 64 rows: BLOCK_M must be 128, with 16 accumulators a thread"
     if n > max(16, _up(problem.columns)):
