@@ -251,7 +251,7 @@ def test_tensor_cores_follow_torchs_setting(running: Rig) -> None:
 LARGE = {
     "dense": ((1, 32, 9, 9), (66, 32, 3, 3), 1),
     "few": ((1, 3, 9, 9), (66, 3, 3, 3), 1),
-    "depthwise": ((1, 66, 7, 9), (66, 1, 3, 3), 66),
+    "depthwise": ((1, 34, 5, 7), (34, 1, 3, 3), 34),
 }
 
 
