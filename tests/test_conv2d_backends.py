@@ -118,7 +118,7 @@ def test_memory_format_follows_torch(case: Case, running: Rig, layout: str) -> N
 
 
 @each_rig
-@pytest.mark.parametrize("case", [CONV2D[5], CONV2D[12], CONV2D[18]], ids=str)
+@pytest.mark.parametrize("case", [CONV2D[12], CONV2D[18]], ids=str)
 def test_gradcheck(case: Case, running: Rig) -> None:
     present = [t for t in running.place(case.inputs(seed=3)) if t is not None]
 
