@@ -111,9 +111,38 @@ def _align_of(n: int) -> int:
     return gcd(n, 16)
 
 
-def _steps(stride: int, dilation: int) -> int:
-    """Taps of a phase of the input's gradient are so many apart."""
-    return stride // gcd(stride, dilation)
+def _window(problem: Conv2dProblem) -> dict[str, int]:
+    """The kernel's size, stride and dilation, constants of every kernel here."""
+    (stride_h, stride_w), (dilation_h, dilation_w) = problem.stride, problem.dilation
+    return {
+        "R": problem.R,
+        "S": problem.S,
+        "STRIDE_H": stride_h,
+        "STRIDE_W": stride_w,
+        "DILATION_H": dilation_h,
+        "DILATION_W": dilation_w,
+    }
+
+
+def _steps(problem: Conv2dProblem) -> dict[str, int]:
+    """How far apart the taps are that meet one phase of the input's gradient."""
+    step_h, step_w = (s // gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
+    return {"STEP_H": step_h, "STEP_W": step_w}
+
+
+def _pixels(problem: Conv2dProblem, P: int, Q: int) -> dict[str, int]:
+    """The padding, and what a row's number is divided by: the pixels of a plane, and those of a row of it."""
+    top, _, left, _ = problem.padding
+    plane_mul, plane_shift = divisor(P * Q)
+    row_mul, row_shift = divisor(Q)
+    return {
+        "pad_h": top,
+        "pad_w": left,
+        "plane_mul": plane_mul,
+        "plane_shift": plane_shift,
+        "row_mul": row_mul,
+        "row_shift": row_shift,
+    }
 
 
 # ---- copies
@@ -323,9 +352,6 @@ def _product(
     )  # fmt: skip
     config = autotune.resolve(tunable, kernel_problem)
     tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-outputs // config["BLOCK_N"])
-    plane_mul, plane_shift = divisor(P * Q)
-    row_mul, row_shift = divisor(Q)
-    top, _, left, _ = problem.padding
     c_align, k_align, row_align = _align_of(inputs), _align_of(outputs), _align_of(rows) if planar else 1
     launch(
         correlate,
@@ -347,24 +373,13 @@ def _product(
             "images": problem.N,
             "tiles_m": tiles_m,
             "tiles_n": tiles_n,
-            "pad_h": top,
-            "pad_w": left,
-            "plane_mul": plane_mul,
-            "plane_shift": plane_shift,
-            "row_mul": row_mul,
-            "row_shift": row_shift,
+            **_pixels(problem, P, Q),
             **_named("x", source_strides, "nchw"),
             "stride_wg": group_stride // filters.align if packs > 1 else 0,
             **_named("w", filters, "oirs"),
             **_named("y", out_strides, "nchw"),
-            "R": R,
-            "S": S,
-            "STRIDE_H": stride_h,
-            "STRIDE_W": stride_w,
-            "DILATION_H": problem.dilation[0],
-            "DILATION_W": problem.dilation[1],
-            "STEP_H": _steps(stride_h, problem.dilation[0]),
-            "STEP_W": _steps(stride_w, problem.dilation[1]),
+            **_window(problem),
+            **_steps(problem),
             "TRANSPOSED": transposed,
             "PLANAR": planar,
             "CHECKED": transposed or any(problem.padding),
@@ -422,9 +437,6 @@ def _few_channels(
     )  # fmt: skip
     config = autotune.resolve(space.FORWARD_FLAT, kernel_problem)
     tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-K // config["BLOCK_N"])
-    plane_mul, plane_shift = divisor(problem.P * problem.Q)
-    row_mul, row_shift = divisor(problem.Q)
-    top, _, left, _ = problem.padding
     k_align = _align_of(K)
     launch(
         correlate_flat,
@@ -442,23 +454,13 @@ def _few_channels(
             "rows": rows,
             "tiles_m": tiles_m,
             "tiles_n": tiles_n,
-            "pad_h": top,
-            "pad_w": left,
-            "plane_mul": plane_mul,
-            "plane_shift": plane_shift,
-            "row_mul": row_mul,
-            "row_shift": row_shift,
+            **_pixels(problem, problem.P, problem.Q),
             **dict(zip(("stride_xn", "stride_xc", "stride_xh", "stride_xw"), x.stride(), strict=True)),
             "stride_wg": K * w.stride(0),
             **dict(zip(("stride_wo", "stride_wi", "stride_wr", "stride_ws"), w.stride(), strict=True)),
             **_named("y", out_strides, "nchw"),
             "C": C,
-            "R": R,
-            "S": S,
-            "STRIDE_H": problem.stride[0],
-            "STRIDE_W": problem.stride[1],
-            "DILATION_H": problem.dilation[0],
-            "DILATION_W": problem.dilation[1],
+            **_window(problem),
             "K_ALIGN": k_align,
             "ACTIVATION": problem.activation,
             "HAS_BIAS": bias is not None,
@@ -496,9 +498,6 @@ def _direct(
     else:
         P, Q, phases, channels = problem.P, problem.Q, 1, problem.K
     planar = out.stride(1) != 1
-    top, _, left, _ = problem.padding
-    plane_mul, plane_shift = divisor(P * Q)
-    row_mul, row_shift = divisor(Q)
     tunable = space.DEPTHWISE[planar]
     c_align = _align_of(channels)
     for part in _chunks(problem, P * Q):
@@ -532,25 +531,14 @@ def _direct(
                 "rows": rows,
                 "tiles_m": tiles_m,
                 "tiles_c": tiles_c,
-                "pad_h": top,
-                "pad_w": left,
-                "plane_mul": plane_mul,
-                "plane_shift": plane_shift,
-                "row_mul": row_mul,
-                "row_shift": row_shift,
+                **_pixels(problem, P, Q),
                 **_named("x", x_strides, "nchw"),
                 "stride_wk": w.stride(0),
                 "stride_wr": w.stride(2),
                 "stride_ws": w.stride(3),
                 **_named("y", y_strides, "nchw"),
-                "R": problem.R,
-                "S": problem.S,
-                "STRIDE_H": stride_h,
-                "STRIDE_W": stride_w,
-                "DILATION_H": problem.dilation[0],
-                "DILATION_W": problem.dilation[1],
-                "STEP_H": _steps(stride_h, problem.dilation[0]),
-                "STEP_W": _steps(stride_w, problem.dilation[1]),
+                **_window(problem),
+                **_steps(problem),
                 "TRANSPOSED": transposed,
                 "MULTIPLIER": problem.K // problem.C,
                 "PIXELS_INNER": planar,
@@ -587,21 +575,17 @@ def weight_grad(
     flat = C < _FEW_COLUMNS and problem.R * problem.S > 1
     if not planar and x.numel() and dy.numel():
         x, dy = x if flat else _channels_inner(x), _channels_inner(dy)
-    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    size = problem.K * C * problem.R * problem.S
-    parts = list(_chunks(problem, problem.P * problem.Q)) if dy.numel() else []
-    slabs: list[torch.Tensor] = []
-    bias_slabs: list[torch.Tensor] = []
-    for part in parts:
+    pairs = []
+    for part in _chunks(problem, problem.P * problem.Q) if dy.numel() else ():
         images = replace(problem, N=part.stop - part.start)
-        slab, bias_slab = _slabs(images, x[part], dy[part], C, K, packs, flat, planar, db is not None, numbers)
-        slabs.append(slab)
-        bias_slabs.append(bias_slab)
-    if not slabs:
-        slabs, bias_slabs = [_empty(x, 0, size, dtype=wide_dtype)], [_empty(x, 0, problem.K, dtype=wide_dtype)]
-    joined = slabs[0] if len(slabs) == 1 else torch.cat(slabs)
-    joined_bias = bias_slabs[0] if len(slabs) == 1 else torch.cat(bias_slabs)
-    _sum(problem, joined, joined_bias, size, pack, dw, db)
+        pairs.append(_slabs(images, x[part], dy[part], C, K, packs, flat, planar, db is not None, numbers))
+    _sum(problem, x, pairs, problem.K * C * problem.R * problem.S, pack, dw, db)
+
+
+def _empty_slabs(x: torch.Tensor, slabs: int, weights: int, K: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[slabs, weights]`` and ``[slabs, K]`` in the dtype that gradients are summed in."""
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return _empty(x, slabs, weights, dtype=dtype), _empty(x, slabs, K, dtype=dtype)
 
 
 def _slabs(
@@ -632,12 +616,7 @@ def _slabs(
     tiles_k = -(-K // config["BLOCK_M"])
     tiles_c = -(-columns // config["BLOCK_N"]) * (1 if flat else R * S)
     blocks = problem.N * -(-pixels // block) if planar else -(-rows // block)
-    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    slabs = _empty(x, split, packs * K * R * S * C, dtype=wide_dtype)
-    bias_slabs = _empty(x, split, packs * K, dtype=wide_dtype)
-    plane_mul, plane_shift = divisor(pixels)
-    row_mul, row_shift = divisor(problem.Q)
-    top, _, left, _ = problem.padding
+    slabs, bias_slabs = _empty_slabs(x, split, packs * K * R * S * C, packs * K)
     c_align, k_align, row_align = _align_of(C), _align_of(K), _align_of(rows) if planar else 1
     launch(
         weight_grad_kernel,
@@ -660,20 +639,10 @@ def _slabs(
             "images": problem.N,
             "tiles_k": tiles_k,
             "tiles_c": tiles_c,
-            "pad_h": top,
-            "pad_w": left,
-            "plane_mul": plane_mul,
-            "plane_shift": plane_shift,
-            "row_mul": row_mul,
-            "row_shift": row_shift,
+            **_pixels(problem, problem.P, problem.Q),
             **_named("x", x_strides, "nchw"),
             **_named("y", y_strides, "nchw"),
-            "R": R,
-            "S": S,
-            "STRIDE_H": problem.stride[0],
-            "STRIDE_W": problem.stride[1],
-            "DILATION_H": problem.dilation[0],
-            "DILATION_W": problem.dilation[1],
+            **_window(problem),
             "FLAT": flat,
             "PLANAR": planar,
             "CHECKED": any(problem.padding),
@@ -708,13 +677,8 @@ def _direct_weight_grad(
     taps = problem.R * problem.S
     planar = dy.stride(1) != 1
     tunable = space.DEPTHWISE_WEIGHT_GRAD[planar]
-    wide_dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    plane_mul, plane_shift = divisor(problem.P * problem.Q)
-    row_mul, row_shift = divisor(problem.Q)
-    top, _, left, _ = problem.padding
     c_align = _align_of(problem.K)
-    slabs: list[torch.Tensor] = [_empty(x, 0, problem.K * taps, dtype=wide_dtype)]
-    bias_slabs: list[torch.Tensor] = [_empty(x, 0, problem.K, dtype=wide_dtype)]
+    pairs = []
     for part in _chunks(problem, problem.P * problem.Q) if dy.numel() else ():
         xs, dys = x[part], dy[part]
         rows = (part.stop - part.start) * problem.P * problem.Q
@@ -727,10 +691,8 @@ def _direct_weight_grad(
         config = autotune.resolve(tunable, kernel_problem)
         split, at_once = space.pixel_slabs(config, kernel_problem), space.taps_at_once(taps, config)
         tiles_c = -(-problem.K // config["BLOCK_C"])
-        slab = _empty(x, split, problem.K * taps, dtype=wide_dtype)
-        bias_slab = _empty(x, split, problem.K, dtype=wide_dtype)
-        slabs.append(slab)
-        bias_slabs.append(bias_slab)
+        slab, bias_slab = _empty_slabs(x, split, problem.K * taps, problem.K)
+        pairs.append((slab, bias_slab))
         launch(
             depthwise_weight_grad,
             (tiles_c * split * -(-taps // at_once),),
@@ -748,20 +710,10 @@ def _direct_weight_grad(
                 "blocks": -(-rows // config["BLOCK_M"]),
                 "split": split,
                 "tiles_c": tiles_c,
-                "pad_h": top,
-                "pad_w": left,
-                "plane_mul": plane_mul,
-                "plane_shift": plane_shift,
-                "row_mul": row_mul,
-                "row_shift": row_shift,
+                **_pixels(problem, problem.P, problem.Q),
                 **_named("x", x_strides, "nchw"),
                 **_named("y", y_strides, "nchw"),
-                "R": problem.R,
-                "S": problem.S,
-                "STRIDE_H": problem.stride[0],
-                "STRIDE_W": problem.stride[1],
-                "DILATION_H": problem.dilation[0],
-                "DILATION_W": problem.dilation[1],
+                **_window(problem),
                 "MULTIPLIER": problem.K // problem.C,
                 "TAPS": at_once,
                 "PIXELS_INNER": planar,
@@ -777,21 +729,21 @@ def _direct_weight_grad(
             problem=kernel_problem,
             config=config,
         )
-    joined = slabs[-1] if len(slabs) <= 2 else torch.cat(slabs)
-    joined_bias = bias_slabs[-1] if len(slabs) <= 2 else torch.cat(bias_slabs)
-    _sum(problem, joined, joined_bias, problem.K * taps, 1, dw, db)
+    _sum(problem, x, pairs, problem.K * taps, 1, dw, db)
 
 
 def _sum(
     problem: Conv2dProblem,
-    slabs: torch.Tensor,
-    bias_slabs: torch.Tensor,
+    x: torch.Tensor,
+    pairs: list[tuple[torch.Tensor, torch.Tensor]],
     size: int,
     pack: int,
     dw: torch.Tensor,
     db: torch.Tensor | None,
 ) -> None:
-    """One launch of :func:`sum_slabs`; of no slabs at all the sums are zeros."""
+    """One launch of :func:`sum_slabs` over those of all batches; of no slabs at all the sums are zeros."""
+    pairs = pairs or [_empty_slabs(x, 0, size, problem.K)]
+    slabs, bias_slabs = pairs[0] if len(pairs) == 1 else map(torch.cat, zip(*pairs, strict=True))
     C, RS = problem.C // problem.groups, problem.R * problem.S
     row_mul, row_shift = divisor(RS * C)
     c_mul, c_shift = divisor(C)
