@@ -13,15 +13,9 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "") == "1")
 
 @triton.jit
 def divide(n, multiplier, shift):
-    """``n // d`` for ``0 <= n < 2^31``, with what ``divisor(d)`` gives: one high product instead of a division."""
+    """``n // d`` for ``0 <= n < 2^31``, by what ``divisor(d)`` of ``_division.py`` gives: a high product."""
     high = tl.umulhi(n.to(tl.uint32) * 2, multiplier.to(tl.uint32))
     return (high >> shift.to(tl.uint32)).to(tl.int32)
-
-
-def divisor(d: int) -> tuple[int, int]:
-    """Multiplier and shift of :func:`divide`: ``n·m >> (31 + s)`` is exact where ``m = ceil(2^(31+s) / d) < 2^32``."""
-    shift = max(d - 1, 0).bit_length()
-    return -(-(1 << (31 + shift)) // max(d, 1)), shift
 
 
 @triton.jit

@@ -15,6 +15,7 @@ import pytest
 import torch
 from tilesmith import autotune
 from tilesmith.kernels import _blas, _parallel
+from tilesmith.kernels._division import divisor
 from tilesmith.kernels.conv2d import Conv2dProblem, make_problem
 from tilesmith.kernels.pool2d import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
 
@@ -105,6 +106,18 @@ def test_problems_past_2_to_the_31_elements() -> None:
     assert isinstance(pool.bytes_moved(4), int)
     assert AdaptivePool2dProblem(3, 3, 60_000, 60_000, 1, 1).bytes_moved(2) == 9 * (60_000**2 + 1) * 2
     assert adaptive_bounds(2**40, 3)[1] == (2**40 // 3, -(-2 * 2**40 // 3))
+
+
+def test_division_by_a_multiplier_is_exact_up_to_2_to_the_31() -> None:
+    """Where it could go wrong: at multiples of the divisor and one below, the largest above all."""
+    most = 2**31 - 1
+    for d in [*range(1, 300), *(2**k + j for k in range(8, 31) for j in (-1, 0, 1)), most - 1, most]:
+        multiplier, shift = divisor(d)
+        assert multiplier < 2**32
+        largest = most // d * d
+        for n in {0, 1, d - 1, d, largest - 1, largest, most, 2**30, 2**30 // d * d, 2**30 // d * d - 1}:
+            if 0 <= n <= most:
+                assert (2 * n * multiplier >> 32) >> shift == n // d, (n, d)
 
 
 def test_indices_past_2_to_the_31() -> None:

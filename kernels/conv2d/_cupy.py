@@ -22,6 +22,7 @@ import torch
 from ... import autotune
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
 from .._cuda import ELEMENTS, launch
+from .._division import divisor
 from .._precision import convolution_precision
 from ._problem import Conv2dProblem
 
@@ -508,8 +509,8 @@ def _longs(*values: int) -> tuple[Any, ...]:
 
 def _divisor(d: int) -> Any:
     """What ``Divisor`` needs to divide by ``d``: ``n·m >> (31 + s)`` is exact for ``m = ceil(2^(31 + s) / d)``."""
-    shift = max(d - 1, 0).bit_length()
-    return np.uint64(shift << 32 | -(-(1 << (31 + shift)) // max(d, 1)))
+    multiplier, shift = divisor(d)
+    return np.uint64(shift << 32 | multiplier)
 
 
 def _strides(tensor: torch.Tensor) -> list[int]:

@@ -22,9 +22,9 @@ import torch
 import triton.language as tl
 
 from ... import autotune
+from .._division import divisor
 from .._precision import convolution_precision
 from .._triton import launch
-from .._triton_math import divisor
 from . import _triton_space as space
 from ._problem import Conv2dProblem
 from ._triton_depthwise import depthwise, depthwise_weight_grad
