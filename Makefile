@@ -42,8 +42,9 @@ demo-crnn: $(STAMP)
 demo-word2vec: $(STAMP)
 	$(BIN)/python -m examples.word2vec $(ARGS)
 
+# A worker a core: Triton's interpreter and the host run of CUDA kernels use one core each.
 test: lint types
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -9,6 +9,10 @@ import pytest
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
+# Files whose tests share nothing: workers (pytest -n) take them one by one. Those of another file stay together, for
+# what its fixtures make once.
+APART = {"test_backends_ops.py", "test_conv2d_backends.py", "test_conv_pool2d.py", "test_ops.py"}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (and nothing else)")
@@ -21,6 +25,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--benchmark")
     chosen_marks = config.getoption("markexpr")
@@ -36,6 +41,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip_benchmark)
         if item.get_closest_marker("gpu") and "gpu" not in chosen_marks:
             item.add_marker(skip_gpu)
+        if item.path.name not in APART:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
         kept.append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

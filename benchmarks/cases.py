@@ -13,8 +13,10 @@ from tilesmith import nn as tsnn
 from tilesmith.kernels import conv2d, pool2d, rnn
 from tilesmith.nn import functional
 
-IMAGE_LAYOUTS = ("NCHW", "channels_last")
-INDEX_BYTES = 8
+from .layers import IMAGES, laid_out
+from .layers.fused import FusedBlock
+
+INDEX_BYTES = 1  # of ours, a window: its maximum's tap; torch keeps eight, its place in the plane
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Case:
             "groups": "groups {}",
             "output_size": "to {0}x{0}",
             "activation": "{}",
+            "pool": "{}pool 2",
             "units": "units {}",
             "bidirectional": "bidirectional",
         }
@@ -106,7 +109,7 @@ class Case:
         return []
 
     def work(self, direction: str) -> tuple[int, int]:
-        """FLOPs (0 where they are not counted) and least bytes moved, in float32."""
+        """FLOPs (0 where they are not counted) and the least bytes that ours moves, in float32."""
         itemsize = 4
         x, *rest = self.shapes
         assert x is not None
@@ -132,6 +135,28 @@ class Case:
         kernel, padding = self.options["kernel_size"], self.options.get("padding", 0)
         stride = self.options.get("stride", kernel)
         return pool2d.make_problem(x, (kernel, kernel, stride, stride, padding, padding, 1, 1))
+
+
+@dataclass(frozen=True)
+class FusedCase(Case):
+    """Convolution, activation and 2x2 pooling in one pass, beside torch's three calls."""
+
+    def theirs(self, *tensors: torch.Tensor | None) -> torch.Tensor:
+        x, weight, bias = tensors
+        assert x is not None
+        assert weight is not None
+        a = getattr(torch, self.options["activation"])(torch.nn.functional.conv2d(x, weight, bias))
+        y: torch.Tensor = getattr(torch.nn.functional, f"{self.options['pool']}_pool2d")(a, 2)
+        return y
+
+    def work(self, direction: str) -> tuple[int, int]:
+        x, w, _ = self.shapes
+        assert x is not None
+        assert w is not None
+        (N, C, H, W), (K, _, R, S) = x, w
+        options = self.options["activation"], self.options["pool"], self.first_layer
+        block = FusedBlock("", ("float32",), "", (), N, C, H, W, K, R, S, 0, 1, *options)
+        return block.flops(direction), block.bytes_moved(direction, 4)
 
 
 @dataclass(frozen=True)
@@ -192,15 +217,9 @@ def _recurrent_layer(
     return layer.to(device)
 
 
-def laid_out(values: torch.Tensor, layout: str) -> torch.Tensor:
-    """The values in a memory format; with one channel too, where ``contiguous()`` would leave the strides alone."""
-    if layout == "channels_last" and values.dim() == 4:
-        return torch.empty_like(values, memory_format=torch.channels_last).copy_(values)
-    return values
-
-
 def _images(op: str, *shapes: tuple[int, ...] | None, first_layer: bool = False, **options: Any) -> list[Case]:
-    return [Case(op, shapes, options, layout, first_layer) for layout in IMAGE_LAYOUTS]
+    kind = FusedCase if op == "conv_pool2d" else Case
+    return [kind(op, shapes, options, layout, first_layer) for layout in IMAGES]
 
 
 def _pools(op: Callable[[str], str], x: tuple[int, ...], **options: Any) -> list[Case]:
@@ -220,6 +239,9 @@ CASES = [
     *_images("conv2d", (128, 1, 28, 28), (32, 1, 3, 3), (32,), first_layer=True, activation="relu"),
     *_images("conv2d", (128, 1, 28, 28), (32, 1, 3, 3), (32,)),
     *_images("conv2d", (128, 32, 13, 13), (64, 32, 3, 3), (64,), activation="relu"),
+    # the same with its pooling in one pass
+    *_images("conv_pool2d", (128, 1, 28, 28), (32, 1, 3, 3), (32,), first_layer=True, activation="relu", pool="max"),
+    *_images("conv_pool2d", (128, 32, 13, 13), (64, 32, 3, 3), (64,), activation="relu", pool="max"),
     # ResNet-50's 3x3, and a depthwise layer as in MobileNetV2
     *_images("conv2d", (16, 64, 56, 56), (64, 64, 3, 3), None, padding=1),
     *_images("conv2d", (16, 144, 28, 28), (144, 1, 3, 3), None, padding=1, groups=144),

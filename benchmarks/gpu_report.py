@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .layers import CONTIGUOUS, IMAGES
 from .report import Table, time_words
-from .standard import FUSED, LAYOUTS
 
 Results = Mapping[str, Any]
 Entry = Mapping[str, Any]  # one of a result's rows
@@ -53,19 +53,38 @@ def torch_seconds(row: Entry, layout: str) -> float | None:
     return seconds
 
 
-def ratio(row: Entry, layout: str, torch_layout: str) -> float | None:
-    """How many times as fast as torch the faster backend is."""
-    mine, theirs = best_seconds(row, layout), torch_seconds(row, torch_layout)
+def ratio(row: Entry, layout: str) -> float | None:
+    """How many times as fast as torch in the same layout the faster backend is."""
+    return _times(torch_seconds(row, layout), best_seconds(row, layout))
+
+
+def _times(theirs: float | None, mine: float | None) -> float | None:
     return None if mine is None or theirs is None else theirs / mine
+
+
+def best_torch_seconds(row: Entry) -> float | None:
+    """torch's median in the layout that suits it best."""
+    times = [torch_seconds(row, layout) for layout in row["targets"]]
+    return min((time for time in times if time is not None), default=None)
+
+
+def of_floor(row: Entry, layout: str) -> float | None:
+    """The least time that can be, over ours."""
+    mine = best_seconds(row, layout)
+    return None if mine is None else float(row["floor_seconds"] / mine)
 
 
 def met(row: Entry, layout: str) -> bool | None:
     """Whether the target is, ``None`` where there is none, or nothing to judge it by: a wrong kernel misses it."""
-    target = row["targets"][layout]
-    if target is None or not row["timed"] or torch_seconds(row, layout) is None:
+    if not row["timed"]:
         return None
-    reached = ratio(row, layout, layout)
-    return reached is not None and reached >= target
+    target = row["targets"][layout]
+    verdicts = []
+    if target["ratio"] is not None and torch_seconds(row, layout) is not None:
+        verdicts.append((ratio(row, layout), target["ratio"]))
+    if target["of_floor"] is not None:
+        verdicts.append((of_floor(row, layout), target["of_floor"]))
+    return all(reached is not None and reached >= wanted for reached, wanted in verdicts) if verdicts else None
 
 
 def _sides(row: Entry, layout: str) -> list[dict[str, Any]]:
@@ -78,7 +97,7 @@ def _sides(row: Entry, layout: str) -> list[dict[str, Any]]:
 def line(row: Entry) -> str:
     """A row in one line."""
     parts = []
-    for layout in LAYOUTS:
+    for layout in row["targets"]:
         times = [f"{side['who']} {_time(side)}" for side in _sides(row, layout)]
         parts.append(f"{layout} {', '.join(times)}")
     return "; ".join(parts)
@@ -88,7 +107,7 @@ def headlines(results: Results) -> list[str]:
     """What one wants to know first."""
     rows, facts = results["rows"], results["facts"]
     timed = [row for row in rows if row["timed"]]
-    verdicts = [met(row, layout) for row in rows for layout in LAYOUTS]
+    verdicts = [met(row, layout) for row in rows for layout in row["targets"]]
     found = [f"{len(timed)} of {results['rows_in_all']} rows timed in {results['seconds']:.0f} s"]
     if facts and facts["kind"] == "cpu":
         found.insert(1, "a trial of this program on a CPU: tiny layers, no figure means anything")
@@ -118,15 +137,14 @@ def headlines(results: Results) -> list[str]:
 def main_table(results: Results, with_target_only: bool = False) -> Table:
     """One line a row and layout."""
     who = _backends(results)
-    header = ("layer", "dtype", "direction", "layout", *who, "torch NCHW", "torch CL", "x NCHW", "x CL", "of floor")
+    header = ("layer", "dtype", "direction", "layout", *who, "torch", "best", "x torch", "x best", "of floor")
     table = Table("ours beside torch", (*header, "target", "met"), words=4)
     for row in results["rows"]:
-        for layout in LAYOUTS:
-            target = row["targets"][layout]
-            if with_target_only and (target is None or not row["timed"]):
+        best = best_torch_seconds(row)
+        for layout, target in row["targets"].items():
+            if with_target_only and (not any(target.values()) or not row["timed"]):
                 continue
             mine, sides = best_seconds(row, layout), ours(row, layout)
-            verdict = met(row, layout)
             table.rows.append(
                 (
                     row["layer"],
@@ -134,28 +152,36 @@ def main_table(results: Results, with_target_only: bool = False) -> Table:
                     row["direction"],
                     layout,
                     *(_time(sides.get(name)) for name in who),
-                    *(_time(row["sides"].get(f"{_TORCH} {theirs}")) for theirs in LAYOUTS),
-                    *(_number(ratio(row, layout, theirs)) for theirs in LAYOUTS),
-                    "-" if mine is None else f"{row['floor_seconds'] / mine:.2f}",
-                    _number(target),
-                    {True: "yes", False: "no", None: "-"}[verdict],
+                    _time(row["sides"].get(f"{_TORCH} {layout}")),
+                    "-" if best is None else time_words(best),
+                    *map(_number, (ratio(row, layout), _times(best, mine), of_floor(row, layout))),
+                    _target(target),
+                    {True: "yes", False: "no", None: "-"}[met(row, layout)],
                 )
             )
     return table
 
 
+def _target(target: Mapping[str, float | None]) -> str:
+    """Both parts of a target: times torch, and share of the floor."""
+    ratio, share = target["ratio"], target["of_floor"]
+    parts = [] if ratio is None else [f"{ratio:.2f}x"]
+    parts += [] if share is None else [f"{share:.2f} of floor"]
+    return ", ".join(parts) or "-"
+
+
 def loop_table(results: Results) -> Table:
-    """The fused rows as a user's loop sees them: with what the host needs for a call."""
+    """Rows as a user's loop sees them, where that matters: with what the host needs for a call."""
     who = _backends(results)
-    table = Table("calls in a loop", ("layer", "dtype", "layout", *who, _TORCH, "ratio"), words=3)
+    table = Table("calls in a loop", ("layer", "dtype", "direction", "layout", *who, _TORCH, "ratio"), words=4)
     for row in results["rows"]:
-        for layout in LAYOUTS if row["direction"] == FUSED and row["timed"] else ():
+        for layout in row["targets"] if row["looped"] and row["timed"] else ():
             seconds = {side["who"]: side["loop_seconds"] for side in _sides(row, layout)}
             theirs = seconds.get(_TORCH)
             mine = min((value for name, value in seconds.items() if name != _TORCH and value), default=None)
             cells = ["-" if seconds.get(name) is None else time_words(seconds[name]) for name in (*who, _TORCH)]
-            reached = _number(theirs / mine if theirs and mine else None)
-            table.rows.append((row["layer"], row["dtype"], layout, *cells, reached))
+            reached = _number(_times(theirs, mine))
+            table.rows.append((row["layer"], row["dtype"], row["direction"], layout, *cells, reached))
     return table
 
 
@@ -184,10 +210,11 @@ def text(results: Results) -> list[str]:
 
 _NOTES = """\
 Times are medians of single calls on the device, by its events (on a CPU: by the host's clock). Ours and torch's take
-turns in one run; between calls the L2 cache is written over. torch runs with `cudnn.benchmark = True`. CL is
-channels_last. *x NCHW*, *x CL*: how many times as fast as torch in that layout the faster of ours is. *Of floor*: the
-least time by the maker's rates ({floor}), over ours. A target is a ratio to torch in the same layout. A kernel that is
-wrong against a reference in higher precision is not timed.
+turns in one run; between calls the L2 cache is written over. torch runs with `cudnn.benchmark = True`: *torch* in the
+same layout, *best* in the one that suits it best. *x torch*, *x best*: how many times as fast as that the faster of
+ours is. *Of floor*: the least time by the maker's rates ({floor}), over ours. A target is a ratio to torch in the same
+layout, a share of the floor, or both. A kernel that is wrong against a reference in higher precision is not timed.
+Max pooling's *inference* makes no index, its *forward* a byte a window; torch always writes eight bytes.
 """
 
 
@@ -199,7 +226,7 @@ def markdown(results: Results) -> str:
         known = [f"{name} {facts[name]}" for name in _FACTS if facts.get(name) is not None]
         lines += [
             f"- {', '.join(known)}",
-            f"- {facts['date']}, commit {facts['commit']}, float32 as {facts['float32']}",
+            f"- {facts['date']}, commit {facts['commit']}, float32 products as {_precisions(facts)}",
         ]
         lines += [f"- tilesmith imported {facts['import']}"] if facts.get("import") else []
         floor = facts["floor"]
@@ -208,7 +235,7 @@ def markdown(results: Results) -> str:
     for title, items in (("Not right", complaints(results)), ("Not there", unavailable(results))):
         if items:
             lines += [f"## {title}", "", *(f"- {item}" for item in items), ""]
-    titles = {"Every row": main_table(results), "Fused, in a loop, with the host's part": loop_table(results)}
+    titles = {"Every row": main_table(results), "In a loop, with the host's part": loop_table(results)}
     for title, table in titles.items():
         if table.rows:
             lines += [f"## {title}", "", *table.markdown(), ""]
@@ -219,6 +246,10 @@ def _backends(results: Results) -> tuple[str, ...]:
     """Ours, in the order in which they appear."""
     found = [side["who"] for row in results["rows"] for side in row["sides"].values()]
     return tuple(name for name in dict.fromkeys(found) if name != _TORCH)
+
+
+def _precisions(facts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{mode} ({products})" for products, mode in facts["float32"].items())
 
 
 def _time(side: Mapping[str, Any] | None) -> str:
@@ -238,7 +269,7 @@ def _number(value: float | None) -> str:
 
 _LEFT, _RIGHT, _TOP, _LINE, _PLOT = 390, 30, 64, 15, 560
 _LOW, _HIGH = 0.1, 20.0  # ratios at the edges
-_COLOURS = dict(zip(LAYOUTS, ("#c0562f", "#2f6bc0"), strict=True))
+_COLOURS = dict(zip((*IMAGES, *CONTIGUOUS), ("#c0562f", "#2f6bc0", "#3d8b40"), strict=True))
 _MARKS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 
 
@@ -257,7 +288,7 @@ def drawing(results: Results) -> str:
     for i, (layout, colour) in enumerate(_COLOURS.items()):
         parts.append(f'<circle cx="{_LEFT + 110 * i}" cy="34" r="4" fill="{colour}"/>')
         parts.append(_label(_LEFT + 110 * i + 8, 38, layout))
-    parts.append(_label(_LEFT + 220, 38, "bar: the target"))
+    parts.append(_label(_LEFT + 330, 38, "bar: the target"))
     for mark in _MARKS:
         stroke = "#333" if mark == 1 else "#ddd"
         parts.append(_bar(_x(mark), _TOP - 6, height - 20, stroke))
@@ -269,15 +300,16 @@ def drawing(results: Results) -> str:
 
 def _dots(row: Entry, y: float) -> Iterator[str]:
     yield _label(_LEFT - 8, y + 4, f"{row['layer']}, {row['dtype']}, {row['direction']}", anchor="end")
-    for layout, colour in _COLOURS.items():
-        if row["targets"][layout] is not None:
-            yield _bar(_x(row["targets"][layout]), y - 5, y + 5, colour, 2)
-        reached = ratio(row, layout, layout)
+    for i, (layout, target) in enumerate(row["targets"].items()):
+        colour = _COLOURS[layout]
+        if target["ratio"] is not None:
+            yield _bar(_x(target["ratio"]), y - 5, y + 5, colour, 2)
+        reached = ratio(row, layout)
         if reached is not None:
             fill = "white" if met(row, layout) is False else colour
             yield f'<circle cx="{_x(reached):.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="{colour}"/>'
         elif any(side["status"] in ("wrong", "failed") for side in ours(row, layout).values()):
-            yield _label(_LEFT + 4 + 60 * LAYOUTS.index(layout), y + 4, "not right", colour=colour)
+            yield _label(_LEFT + 4 + 60 * i, y + 4, "not right", colour=colour)
 
 
 def _x(value: float) -> float:

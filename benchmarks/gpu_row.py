@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from tilesmith import autotune
-from tilesmith.kernels import backends, conv2d
-from tilesmith.kernels._precision import convolution_precision
+from tilesmith.kernels import backends
+from tilesmith.kernels._precision import convolution_precision, matmul_precision
 
+from .layers import Call, Layer, Results, Sum, Target, laid_out
 from .report import environment
-from .standard import FUSED, LAYERS, LAYOUTS, Layer
+from .standard import LAYERS
 
 ROOT = Path(__file__).resolve().parent.parent
 BACKENDS = {"cuda": ("triton", "cupy"), "cpu": ("numpy",)}
@@ -34,11 +35,13 @@ _MOST_REPEATS = 100
 _LOOP_SECONDS = 0.02
 _QUEUED_TURNS = 8
 
-# How far a sum of n products of normal numbers may be off, in units of its own size, the square root of n: what is
-# lost in products, in sums on tensor cores (which truncate) and in the slabs of a split sum; float32 without tensor
-# cores loses a little at each of n additions. The rounding of the result itself comes on top.
+# How far a sum of n terms may be off, in units of its own size: of products what is lost in them, in sums on tensor
+# cores (which truncate) and in the slabs of a split sum; float32 without tensor cores, in which everything else is
+# computed for the smaller dtypes too, loses a little at each of n additions. The rounding of the result comes on top.
 _LOST = {"bfloat16": 4e-3, "float16": 4e-3, "tf32": 4e-3}
 _LOST_IEEE = 2.0**-22
+
+_PRECISIONS = {"convolution": convolution_precision, "matmul": matmul_precision}
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,8 @@ class Row:
     def name(self) -> str:
         return f"{self.layer.name}, {self.dtype}, {self.direction}"
 
-    def target(self, layout: str) -> float | None:
-        return self.layer.target_ratio(self.direction, layout, self.dtype)
+    def target(self, layout: str) -> Target | None:
+        return self.layer.target(self.direction, layout, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -118,25 +121,16 @@ class Settings:
         rows = [
             Row(layer, dtype, direction) for layer in layers for dtype in layer.dtypes for direction in layer.directions
         ]
-        return sorted(rows, key=lambda row: all(row.target(layout) is None for layout in LAYOUTS))
+        return sorted(rows, key=lambda row: all(row.target(layout) is None for layout in row.layer.layouts))
 
-    def ours(self) -> list[Side]:
-        return [Side(who, layout) for who in BACKENDS[self.device] for layout in LAYOUTS]
+    def ours(self, row: Row) -> list[Side]:
+        return [Side(who, layout) for who in BACKENDS[self.device] for layout in row.layer.layouts]
 
-    def problem(self, layer: Layer) -> conv2d.Conv2dProblem:
+    def run(self, layer: Layer) -> Layer:
         """What is run for a layer: all of it, a small batch of it, or something small of its kind."""
         if self.device == "cpu":
-            return _tiny(layer).problem()
-        return layer.problem(min(layer.N, QUICK_N) if self.quick else None)
-
-
-def _tiny(layer: Layer) -> Layer:
-    """Of the same kind, for a CPU: few images, few groups, few channels where there is one group."""
-    groups = min(layer.groups, 4)
-    C, K = (min(c // layer.groups, 8) * groups for c in (layer.C, layer.K))
-    extent = layer.dilation * (layer.R - 1) + 1
-    size = min(layer.H, extent + layer.stride + 1)
-    return replace(layer, N=2, C=C, K=K, H=size, W=size, groups=groups)
+            return layer.tiny()
+        return layer.at_most(QUICK_N) if self.quick else layer
 
 
 class Session:
@@ -168,7 +162,7 @@ class Session:
             "commit": _commit(),
             "triton": _version("triton"),
             "cupy": _version("cupy"),
-            "float32": convolution_precision() if self._device.type == "cuda" else "ieee",
+            "float32": {name: self._precision(name) for name in _PRECISIONS},
             "seed": self._settings.seed,
             "quick": self._settings.quick,
             "floor": asdict(autotune.device_of(torch.empty(0, device=self._device))),
@@ -184,6 +178,11 @@ class Session:
                 "cudnn": torch.backends.cudnn.version(),
             }
         return found
+
+    def _precision(self, products: str) -> str:
+        """How float32 is multiplied; what has no products computes in float32 as it is."""
+        on_gpu = self._device.type == "cuda"
+        return _PRECISIONS[products]() if on_gpu and products else "ieee"
 
     def ceilings(self) -> dict[str, float]:
         """What this device reaches, beside the maker's rates: a large copy, and a large matrix product."""
@@ -205,19 +204,21 @@ class Session:
     def check(self, index: int, side: Side) -> Outcome:
         """Compares one backend of ours with the reference, on fresh inputs and in poisoned memory."""
         row = self._rows[index]
-        if reason := conv2d.OPERATION.refusal(side.who, self._device.type):
+        if reason := row.layer.operation.refusal(side.who, self._device.type):
             return Outcome("unavailable", reason)
         try:
             operands = self._operands_of(index)
-            call = operands.call(row.direction, side)
             with _poisoned(), _backend(side.who):
                 begin = time.perf_counter()
+                call = operands.call(side)
                 result = call()
                 self._stopwatch.wait()
                 first_call_seconds = time.perf_counter() - begin
                 again = call()
-            outcome = operands.compared(row, result)
-            if outcome.status == "ok" and not torch.equal(result, again):
+            multiplies = row.layer.multiplies
+            arithmetic = self._precision(multiplies) if row.dtype == "float32" or not multiplies else row.dtype
+            outcome = operands.compared(result, arithmetic)
+            if outcome.status == "ok" and not all(map(torch.equal, result, again)):
                 outcome = replace(outcome, status="wrong", message="two calls with the same inputs differ")
             return replace(outcome, first_call_seconds=first_call_seconds)
         except Exception as error:
@@ -225,17 +226,16 @@ class Session:
 
     def time(self, index: int, sides: Sequence[Side], seconds: float) -> dict[Side, Outcome]:
         """Times the sides in turns, for about so many seconds. A side that raises is left out and says why."""
-        row = self._rows[index]
         outcomes: dict[Side, Outcome] = {}
-        calls: dict[Side, Callable[[], torch.Tensor]] = {}
+        calls: dict[Side, Call] = {}
         estimates: dict[Side, float] = {}
         operands = self._operands_of(index)
         operands.forget_reference()
         for side in sides:
-            call = operands.call(row.direction, side)
             try:
                 with _backend(side.who):
                     begin = time.perf_counter()
+                    call = operands.call(side)
                     call()
                     self._stopwatch.wait()
                     outcomes[side] = Outcome(first_call_seconds=time.perf_counter() - begin)
@@ -274,129 +274,82 @@ class Session:
             self._operands = None  # its memory first
             row = self._rows[index]
             generator = torch.Generator(self._device).manual_seed(self._settings.seed + index)
-            self._operands = index, _Operands(self._settings.problem(row.layer), row.dtype, generator)
+            layer = self._settings.run(row.layer)
+            self._operands = index, _Operands(layer, row.direction, row.dtype, generator)
         return self._operands[1]
 
 
 class _Operands:
-    """Random tensors of one problem, in both memory formats, and what can be computed from them."""
+    """Random tensors of one row, in each layout, and what can be computed from them."""
 
-    def __init__(self, problem: conv2d.Conv2dProblem, dtype: str, generator: torch.Generator) -> None:
-        p = self._problem = problem
+    def __init__(self, layer: Layer, direction: str, dtype: str, generator: torch.Generator) -> None:
+        self._layer, self._direction = layer, direction
         self._dtype: torch.dtype = getattr(torch, dtype)
-        shapes = {
-            "x": (p.N, p.C, p.H, p.W),
-            "w": (p.K, p.C // p.groups, p.R, p.S),
-            "dy": (p.N, p.K, p.P, p.Q),
-            "bias": (p.K,),
-        }
-        self._tensors = {
-            name: torch.randn(shape, generator=generator, device=generator.device).to(self._dtype)
-            for name, shape in shapes.items()
-        }
-        self._references: dict[str, torch.Tensor] = {}
+        tensors = layer.operands(direction, generator)
+        self._tensors = {name: tensor.to(self._dtype) for name, tensor in tensors.items()}
+        self._reference: Results | None = None
 
     @cached_property
     def _channels_last(self) -> dict[str, torch.Tensor]:
-        # through an empty tensor: .contiguous() leaves the strides of NCHW where both readings are possible
-        return {
-            name: torch.empty_like(t, memory_format=torch.channels_last).copy_(t) if t.dim() == 4 else t
-            for name, t in self._tensors.items()
-        }
+        return {name: laid_out(tensor, "channels_last") for name, tensor in self._tensors.items()}
 
-    def call(self, direction: str, side: Side) -> Callable[[], torch.Tensor]:
+    def call(self, side: Side) -> Call:
         """The call that is checked and timed."""
         tensors = self._channels_last if side.layout == "channels_last" else self._tensors
         if side.who == TORCH:
-            return _theirs(self._problem, direction, **tensors)
-        return _ours(self._problem, direction, side.layout == "channels_last", **tensors)
+            return self._layer.theirs(self._direction, tensors)
+        return self._layer.ours(self._direction, tensors, side.layout)
 
-    def compared(self, row: Row, result: torch.Tensor) -> Outcome:
-        """The result against the reference, element by element, with a bound that grows with the sums' length."""
-        reference = self._reference(row.direction)
-        if result.shape != reference.shape or result.dtype != self._dtype:
-            return Outcome("wrong", f"it is {list(result.shape)} of {result.dtype}, not {list(reference.shape)}")
-        n = _terms(self._problem, row.direction)
-        arithmetic = row.dtype
-        if row.dtype == "float32":
-            arithmetic = convolution_precision() if result.is_cuda else "ieee"
-        lost = _LOST.get(arithmetic, _LOST_IEEE * n**0.5) * n**0.5
-        difference = (result.to(reference.dtype) - reference).abs_()
-        error = float(difference.norm() / reference.norm())
-        unset = int(difference.isnan().sum())
-        if unset:
-            return Outcome("wrong", f"{unset} of {difference.numel()} elements are NaN: never written, or spoilt")
-        difference /= reference.abs().mul_(torch.finfo(self._dtype).eps).add_(lost)
-        of_bound, place = (value.item() for value in difference.reshape(-1).max(0))
-        if of_bound <= 1:
-            return Outcome(error=error, of_bound=of_bound)
-        where = [int(i) for i in torch.unravel_index(torch.tensor(place), difference.shape)]
-        return Outcome("wrong", f"relative error {error:.2g}; worst at {where}, {of_bound:.3g} times what may be")
+    def compared(self, results: Results, arithmetic: str) -> Outcome:
+        """The results against the reference: the worst of them, or the first that is wrong."""
+        worst = Outcome(error=0.0, of_bound=0.0)
+        references = self._expected()
+        for number, (result, reference) in enumerate(zip(results, references, strict=True), 1):
+            outcome = _compared(result.detach(), reference, self._dtype, self._layer.sums(self._direction), arithmetic)
+            if outcome.status != "ok":
+                which = f"result {number} of {len(results)}: " if len(results) > 1 else ""
+                return replace(outcome, message=which + outcome.message)
+            worst = max(worst, outcome, key=lambda each: each.of_bound or 0.0)
+        return worst
 
     def forget_reference(self) -> None:
-        self._references.clear()
+        self._reference = None
 
-    def _reference(self, direction: str) -> torch.Tensor:
+    def _expected(self) -> Results:
         """torch's, in float64 on a CPU and in float32 without tensor cores on a GPU, from the same numbers."""
-        if direction not in self._references:
-            on_gpu = self._tensors["x"].is_cuda
-            wide = {name: t.to(torch.float32 if on_gpu else torch.float64) for name, t in self._tensors.items()}
+        if self._reference is None:
+            wide = {
+                name: tensor.to(torch.float32 if tensor.is_cuda else torch.float64)
+                for name, tensor in self._tensors.items()
+            }
             with _exact():
-                self._references[direction] = _theirs(self._problem, direction, **wide)()
-        return self._references[direction]
+                results = self._layer.expected(self._direction, wide)
+            self._reference = tuple(result.detach() for result in results)
+        return self._reference
 
 
-def _ours(
-    p: conv2d.Conv2dProblem,
-    direction: str,
-    channels_last: bool,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    dy: torch.Tensor,
-    bias: torch.Tensor,
-) -> Callable[[], torch.Tensor]:
-    window = list(p.stride), list(p.padding), list(p.dilation), p.groups
-    x_shape, w_shape = list(x.shape), list(w.shape)
-    calls: dict[str, Callable[[], torch.Tensor]] = {
-        "forward": lambda: conv2d.forward(x, w, None, "none", *window),
-        FUSED: lambda: conv2d.forward(x, w, bias, p.activation, *window),
-        "input_grad": lambda: conv2d.input_grad(dy, w, x_shape, channels_last, *window),
-        "weight_grad": lambda: conv2d.weight_grad(x, dy, w_shape, channels_last, False, *window)[0],
-    }
-    return calls[direction]
-
-
-def _theirs(
-    p: conv2d.Conv2dProblem,
-    direction: str,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    dy: torch.Tensor,
-    bias: torch.Tensor,
-) -> Callable[[], torch.Tensor]:
-    """torch's own; its two gradients one at a time, which is what the masks are for."""
-    sizes = list(p.stride), list(p.padding[::2]), list(p.dilation)
-
-    def backward(place: int) -> torch.Tensor:
-        mask = [place == 0, place == 1, False]
-        gradients = torch.ops.aten.convolution_backward(dy, x, w, None, *sizes, False, [0, 0], p.groups, mask)
-        gradient: torch.Tensor = gradients[place]
-        return gradient
-
-    calls: dict[str, Callable[[], torch.Tensor]] = {
-        "forward": lambda: torch.conv2d(x, w, None, *sizes, p.groups),
-        FUSED: lambda: getattr(torch, p.activation)(torch.conv2d(x, w, bias, *sizes, p.groups)),
-        "input_grad": lambda: backward(0),
-        "weight_grad": lambda: backward(1),
-    }
-    return calls[direction]
-
-
-def _terms(p: conv2d.Conv2dProblem, direction: str) -> int:
-    """How many products the longest sums have."""
-    if direction == "weight_grad":
-        return p.N * p.P * p.Q
-    return (p.K if direction == "input_grad" else p.C) // p.groups * p.R * p.S
+def _compared(
+    result: torch.Tensor, reference: torch.Tensor, dtype: torch.dtype, sums: Sum | None, arithmetic: str
+) -> Outcome:
+    """Element by element, with a bound that grows with the sums' length; ``None`` allows for one rounding only."""
+    if result.shape != reference.shape or result.dtype != dtype:
+        return Outcome("wrong", f"it is {list(result.shape)} of {result.dtype}, not {list(reference.shape)}")
+    if sums is None:
+        reference = reference.to(dtype).to(reference.dtype)
+    difference = (result.to(reference.dtype) - reference).abs_()
+    error = float(difference.norm() / reference.norm())
+    unset = int(difference.isnan().sum())
+    if unset:
+        return Outcome("wrong", f"{unset} of {difference.numel()} elements are NaN: never written, or spoilt")
+    if sums is not None:
+        lost = _LOST.get(arithmetic, _LOST_IEEE * sums.terms**0.5) * sums.size
+        difference /= reference.abs().mul_(torch.finfo(dtype).eps).add_(lost)
+    worst, place = (value.item() for value in difference.reshape(-1).max(0))
+    if worst <= (sums is not None):
+        return Outcome(error=error, of_bound=worst)
+    where = [int(i) for i in torch.unravel_index(torch.tensor(place), difference.shape)]
+    allowed = f"{worst:.3g} off what is exact" if sums is None else f"{worst:.3g} times what may be"
+    return Outcome("wrong", f"relative error {error:.2g}; worst at {where}, {allowed}")
 
 
 def _backend(who: str) -> AbstractContextManager[None]:
@@ -420,14 +373,14 @@ def _poisoned() -> Iterator[None]:
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """No TF32 in torch's convolutions inside the block, and no search for the fastest of them."""
-    convolution = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolution.fp32_precision, torch.backends.cudnn.benchmark
-    convolution.fp32_precision, torch.backends.cudnn.benchmark = "ieee", False
+    """No TF32 in torch's products inside the block, and no search for the fastest convolution."""
+    convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    before = convolution.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark
+    convolution.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark = "ieee", "ieee", False
     try:
         yield
     finally:
-        convolution.fp32_precision, torch.backends.cudnn.benchmark = before
+        convolution.fp32_precision, matmul.fp32_precision, torch.backends.cudnn.benchmark = before
 
 
 # ---- time

@@ -22,7 +22,6 @@ from tilesmith.autotune import Device
 
 from . import gpu_report
 from .gpu_row import ROOT, TORCH, Outcome, Session, Settings, Side
-from .standard import LAYOUTS, floor_seconds
 
 SOMETHING_WRONG, NO_GPU, OUT_OF_TIME, SIGNAL = 1, 2, 3, 128  # exit codes; the last one plus the signal's number
 
@@ -321,7 +320,8 @@ class _Run:
             self._record("tests", self._tests.outcome)
             self._say(f"tests: {self._tests.outcome['words']}")
         if threads:
-            self._say(f"{len(self._checked)} of {len(self._rows) * len(self._options.settings.ours())} kernels checked")
+            count = sum(len(self._options.settings.ours(row)) for row in self._rows)
+            self._say(f"{len(self._checked)} of {count} kernels checked")
 
     def _checker(self, waiting: deque[int], over: threading.Event) -> None:
         """A thread's work: rows are checked in a process of its own until there are none, or it is over."""
@@ -334,7 +334,7 @@ class _Run:
         try:
             while True:
                 index = waiting.popleft()
-                for side in self._options.settings.ours():
+                for side in self._options.settings.ours(self._rows[index]):
                     heed()
                     self._keep(index, side, self._check(worker, index, side))
         except (Interrupted, OutOfTime, IndexError):  # IndexError: there are none
@@ -358,13 +358,14 @@ class _Run:
     # ---- timing
 
     def _measure(self, index: int) -> None:
-        row, ours = self._rows[index], self._options.settings.ours()
+        row = self._rows[index]
+        ours = self._options.settings.ours(row)
         for side in ours:
             if (index, side) not in self._checked:
                 self._keep(index, side, self._check(self._worker, index, side))
         outcomes = {side: self._checked[index, side] for side in ours}
         sides = [side for side, outcome in outcomes.items() if outcome.status == "ok"]
-        sides += [Side(TORCH, layout) for layout in LAYOUTS]
+        sides += [Side(TORCH, layout) for layout in row.layer.layouts]
         share = 0.6 * (self._deadline - time.monotonic()) / (len(self._rows) - index)
         seconds = min(_MOST_SECONDS, max(_LEAST_SECONDS, share))
         try:
@@ -379,17 +380,23 @@ class _Run:
         self._say(f"{index + 1:3d} of {len(self._rows)}  {row.name}: {gpu_report.line(self._done[index])}")
 
     def _entry(self, index: int, outcomes: dict[Side, Outcome], timed: bool) -> dict[str, Any]:
-        row, problem = self._rows[index], self._options.settings.problem(self._rows[index].layer)
-        tf32, device = self._facts["float32"] == "tf32", Device(**self._facts["floor"])
+        row = self._rows[index]
+        layer, device = self._options.settings.run(row.layer), Device(**self._facts["floor"])
+        tf32 = self._facts["float32"].get(layer.multiplies) == "tf32"
+        targets = {layout: row.target(layout) for layout in layer.layouts}
         return {
-            "layer": row.layer.name,
-            "why": row.layer.why,
+            "layer": layer.name,
+            "why": layer.why,
             "dtype": row.dtype,
             "direction": row.direction,
             "timed": timed,
-            "problem": asdict(problem),
-            "floor_seconds": floor_seconds(problem, row.direction, row.dtype, device, tf32),
-            "targets": {layout: row.target(layout) for layout in LAYOUTS},
+            "sizes": layer.sizes,
+            "floor_seconds": layer.floor_seconds(row.direction, row.dtype, device, tf32),
+            "looped": row.direction in layer.looped,
+            "targets": {
+                layout: {"ratio": target and target.ratio, "of_floor": target and target.of_floor}
+                for layout, target in targets.items()
+            },
             "sides": {side.name: asdict(side) | asdict(outcome) for side, outcome in outcomes.items()},
         }
 

@@ -18,24 +18,26 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tilesmith import autotune
-from tilesmith.kernels import _arrays, _compile, _precision, conv2d
+from tilesmith.kernels import _arrays, _compile, _precision
 from tilesmith.kernels._compile import Build, Call, Failure, Recorded, Resources, Space
 from tilesmith.kernels._recording import record
 
-from .standard import DIRECTIONS, EVERY_DTYPE, LAYERS, LAYOUTS
+from .layers import FUSED, Layer
+from .standard import EVERY_DTYPE, EVERY_DTYPE_ONCE, LAYERS, UNTIMED
 
 ROOT = Path(__file__).resolve().parent.parent
 PATH = ROOT / "docs" / "kernels.md"
 JOURNAL = ROOT / "build" / "kernel_table.jsonl"
 BACKENDS = ("triton", "cupy")
-SHORT = {"forward": "fprop", "input_grad": "dgrad", "weight_grad": "wgrad"}
+ONCE = "sm_90"
+SHORT = {"forward": "fprop", FUSED: "fprop", "backward": "bprop", "input_grad": "dgrad", "weight_grad": "wgrad"}
 
 # What the machine code says; all other columns are known without compiling.
 MEASURED = ("registers", "spills", "shared", "tensor cores", "16 B loads", "16 B stores")
@@ -50,36 +52,39 @@ class Case:
     """One direction of one layer on one backend.
 
     Attributes:
-        layer: its name in the standard set.
         dtype: "bfloat16" and the like.
-        layout: one of ``LAYOUTS``, of all tensors.
-        precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3".
+        layout: of all tensors, one of the layer's.
+        precision: how float32 is multiplied: "ieee", "tf32" or "tf32x3"; ``None`` where nothing is.
         warps: run with the best configuration of so many warps instead of the default.
+        once: compiled for ``ONCE`` alone, not for each GPU.
     """
 
     backend: str
     direction: str
-    layer: str
-    problem: conv2d.Conv2dProblem
+    layer: Layer
     dtype: str
     layout: str
     precision: str | None = None
     warps: int | None = None
+    once: bool = False
 
     @property
     def numbers(self) -> str:
         """The dtype, and for float32 how it is multiplied."""
         return self.dtype if self.precision is None else f"{self.dtype} {self.precision}"
 
+    @property
+    def words(self) -> str:
+        return f"{self.layer.name} {self.backend} {self.direction} {self.numbers} {self.layout}"
+
 
 def launch(case: Case) -> None:
     """Makes the launches of a case: what a worker of the rig calls."""
-    implementation = conv2d.OPERATION.named(case.backend)
-    inputs, outputs = _tensors(case)
-    problem = case.problem if case.direction == "forward" else replace(case.problem, activation="none")
+    implementation = case.layer.operation.named(case.backend)
+    call = case.layer.backend_call(case.direction, case.dtype, case.layout)
 
     def run() -> None:
-        _arrays.run(implementation, case.direction, problem, inputs, outputs)
+        _arrays.run(implementation, call.function, call.problem, call.inputs, call.outputs)
 
     _precision.set_float32_precision(case.precision)
     if case.warps is None:
@@ -106,23 +111,10 @@ def _fastest_with(tunable: autotune.Tunable, problem: Any, warps: int) -> autotu
     return costs[min(wanted)[1]][0] if wanted else None
 
 
-def _tensors(case: Case) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """The inputs and outputs that a backend's function takes, without memory."""
-    p, dtype = case.problem, getattr(torch, case.dtype)
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return _arrays.empty(shape, dtype, torch.device("meta"), len(shape) == 4 and case.layout == "channels_last")
-
-    x, w, y = tensor(p.N, p.C, p.H, p.W), tensor(p.K, p.C // p.groups, p.R, p.S), tensor(p.N, p.K, p.P, p.Q)
-    if case.direction == "forward":
-        return [x, w, tensor(p.K)], [y]
-    if case.direction == "input_grad":
-        return [y, w], [x]
-    return [x, y], [w, tensor(p.K)]
-
-
-_NUMBERS = {"bfloat16": None, "float16": None, "float32": "tf32", "float64": None}
-_RARE = (("float16", None), ("float32", "tf32"), ("float32", "ieee"), ("float32", "tf32x3"), ("float64", None))
+# How each dtype is multiplied by default; and all that there is.
+_DEFAULT_PRECISION = {"convolution": "tf32", "matmul": "ieee"}
+_DTYPES = ("float16", "float32", "float64")
+_PRECISIONS = ("tf32", "ieee", "tf32x3")
 
 
 def cases() -> Iterator[Case]:
@@ -131,15 +123,23 @@ def cases() -> Iterator[Case]:
     Layers that stand for a kind of kernel are compiled in every dtype, and in bfloat16 also with the best configuration
     of 8 warps, where a thread has the fewest registers.
     """
-    for backend, direction, layer in product(BACKENDS, DIRECTIONS, LAYERS):
-        numbers = [(dtype, _NUMBERS[dtype]) for dtype in layer.dtypes]
-        if layer.name in EVERY_DTYPE:
-            numbers += [pair for pair in _RARE if pair not in numbers]
-        for (dtype, precision), layout in product(numbers, LAYOUTS):
-            case = Case(backend, direction, layer.name, layer.problem(), dtype, layout, precision)
-            yield case
-            if layer.name in EVERY_DTYPE and dtype == "bfloat16":
-                yield replace(case, warps=8)
+    for layer in (*LAYERS, *UNTIMED):
+        default = _DEFAULT_PRECISION.get(layer.multiplies)
+        numbers = [(dtype, default if dtype == "float32" else None) for dtype in layer.dtypes]
+        yield from _cases(layer, numbers, once=layer in UNTIMED)
+        if layer.name in EVERY_DTYPE | EVERY_DTYPE_ONCE:
+            once = layer.name in EVERY_DTYPE_ONCE
+            of_float32 = _PRECISIONS if layer.multiplies else (None,)
+            every = [(dtype, way) for dtype in _DTYPES for way in (of_float32 if dtype == "float32" else (None,))]
+            yield from _cases(layer, [pair for pair in every if pair not in numbers], once)
+            yield from _cases(layer, [("bfloat16", None)], once, warps=8)
+
+
+def _cases(
+    layer: Layer, numbers: Sequence[tuple[str, str | None]], once: bool, warps: int | None = None
+) -> Iterator[Case]:
+    for backend, direction, (dtype, way), layout in product(BACKENDS, layer.compiled, numbers, layer.layouts):
+        yield Case(backend, direction, layer, dtype, layout, way, warps, once)
 
 
 # ---- rows
@@ -192,8 +192,12 @@ class Row:
 
 
 def calls(targets: Iterable[str] = tuple(autotune.TARGETS)) -> list[tuple[Case, Call]]:
-    """Each case for each GPU."""
-    return [(case, Call(f"{__name__}:launch", (case,), arch)) for case in cases() for arch in targets]
+    """Each case for each GPU, or for one."""
+    return [
+        (case, Call(f"{__name__}:launch", (case,), arch))
+        for case, arch in product(cases(), targets)
+        if arch == ONCE or not case.once
+    ]
 
 
 class Problems(Exception):
@@ -207,7 +211,7 @@ def rows_of(wanted: Sequence[tuple[Case, Call]], recorded: Sequence[list[Recorde
         Problems: some calls failed before they launched anything.
     """
     failed = [
-        f"{case.layer} {case.backend} {case.direction} {case.numbers} {case.layout} {call.target}: {launches.reason}"
+        f"{case.words} {call.target}: {launches.reason}"
         for (case, call), launches in zip(wanted, recorded, strict=True)
         if isinstance(launches, Failure)
     ]
@@ -223,7 +227,7 @@ def rows_of(wanted: Sequence[tuple[Case, Call]], recorded: Sequence[list[Recorde
             row = rows.get(key)
             if row is None:
                 row = rows[key] = Row(build.kernel, build.target, case.numbers, space, one.config, build.threads)
-            name = f"{case.layer} {SHORT[case.direction]}"
+            name = f"{case.layer.name} {SHORT.get(case.direction, case.direction)}"
             words = f"{name} {case.layout}" + ("" if case.warps is None else f", asked for {case.warps} warps")
             row.builds.setdefault(build, Origin(call, number, words))
             row.tensor_cores |= one.tensor_cores
@@ -259,7 +263,9 @@ _INTRODUCTION = """\
 
 Written by `make kernel-table`; the tests compare it with the code. Each kernel is compiled as it would be on that GPU,
 with each configuration that one of the standard layers (`benchmarks/standard.py`) runs with by default, and for each
-GPU that the analytic model knows. Nothing here was measured on a GPU.
+GPU that the analytic model knows. Nothing here was measured on a GPU. A layer that stands for a kind is compiled in
+every dtype: convolutions for each GPU, the others for sm_90 alone, as are shapes that no standard layer has
+(`UNTIMED`). Dense layers run convolution's kernels.
 
 One row is one kernel with one configuration for one GPU. Kernel sizes, strides and layouts are constants of a kernel,
 so a row stands for several builds; where they differ, the least and the most are given.

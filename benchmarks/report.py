@@ -48,7 +48,7 @@ class Report:
 
     ops: Table = field(
         default_factory=lambda: Table(
-            "tilesmith beside torch (medians; ratio = tilesmith / torch)",
+            "tilesmith beside torch (medians; ratio = tilesmith / torch; FLOPs and bytes are tilesmith's)",
             ("op", "direction", "shape", "layout", "dtype", "tilesmith", "torch", "ratio", "GFLOP/s", "GB/s"),
             words=5,
         )

@@ -117,6 +117,9 @@ def main(
         ),
     ] = 0.0,
     batch_norm: Annotated[bool, typer.Option("--batch-norm", help="Batch norm after each convolution.")] = False,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Make one layer of each convolution, ReLU and pooling of ours.")
+    ] = False,
     weight_decay: Annotated[
         float,
         typer.Option(help="L2 penalty on the weights.", callback=_checked(lambda v: v >= 0, "at least 0")),
@@ -160,15 +163,19 @@ def main(
 
     console = Console(highlight=False)
     try:
-        run(console, data, options, out, dropout=dropout, batch_norm=batch_norm)
+        run(console, data, options, out, dropout=dropout, batch_norm=batch_norm, fuse=fuse)
     except FloatingPointError as error:
         console.print(f"[red]Training diverged:[/] {error}")
         raise typer.Exit(1) from error
 
 
-def run(console: Console, data: Dataset, options: Options, out: Path, *, dropout: float, batch_norm: bool) -> None:
+def run(
+    console: Console, data: Dataset, options: Options, out: Path, *, dropout: float, batch_norm: bool, fuse: bool
+) -> None:
     """Trains both networks and the yardstick, prints what comes out and writes it to ``out``."""
     ours, reference = build_twins(options.seed, dropout=dropout, batch_norm=batch_norm)
+    if fuse:
+        console.print(str(tsnn.convert(ours, fuse=True)))
     yardstick = copy.deepcopy(reference)
     steps = math.ceil(len(data.train) / options.batch_size)
     setup = {
@@ -176,7 +183,12 @@ def run(console: Console, data: Dataset, options: Options, out: Path, *, dropout
         "images": {"train": len(data.train), "validation": len(data.validation), "test": len(data.test)},
         "parameters": sum(parameter.numel() for parameter in reference.parameters()),
         "options": asdict(options)
-        | {"dtype": str(options.dtype).removeprefix("torch."), "dropout": dropout, "batch_norm": batch_norm},
+        | {
+            "dtype": str(options.dtype).removeprefix("torch."),
+            "dropout": dropout,
+            "batch_norm": batch_norm,
+            "fuse": fuse,
+        },
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "backend": conv2d.OPERATION.implementation("cpu").__name__.rpartition("._")[2],

@@ -69,8 +69,9 @@ def one_by_one(op: Any) -> VmapRule:
     """vmap rule for what no single call can do: one call an example, the results stacked."""
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        pairs = list(zip(args, in_dims, strict=True))
         results = [
-            op(*(a if d is None else a.select(d, i) for a, d in zip(args, in_dims, strict=True)))
+            op(*(a if not isinstance(a, torch.Tensor) or d is None else a.select(d, i) for a, d in pairs))
             for i in range(info.batch_size)
         ]
         if isinstance(results[0], torch.Tensor):

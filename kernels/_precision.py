@@ -41,9 +41,16 @@ def convolution_precision() -> str:
     torch's own rule: ``torch.backends.cudnn.conv.fp32_precision``, where that is "none" the wider
     ``torch.backends.fp32_precision``. ("tf32" is torch's default for convolutions.)
     """
-    if _override is not None:
-        return _override
-    setting = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return _override or _torchs(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+
+
+def matmul_precision() -> str:
+    """The mode for dense layers here and now: as :func:`convolution_precision`, from
+    ``torch.backends.cuda.matmul.fp32_precision``. (torch's default there is "ieee".)"""
+    return _override or _torchs(torch.backends.cuda.matmul.fp32_precision)
+
+
+def _torchs(setting: str) -> str:
     if setting == "none":
         setting = torch.backends.fp32_precision  # type: ignore[attr-defined]
     return "tf32" if setting == "tf32" else "ieee"

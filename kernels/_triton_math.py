@@ -57,6 +57,50 @@ def scaled(stride, NAME: tl.constexpr, INNER: tl.constexpr, ALIGN: tl.constexpr)
 
 
 @triton.jit
+def element_strides(n, c, h, w, INNER: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr):
+    """A tensor's strides in elements, from those in units of ``ALIGN``; 64-bit ones make 64-bit offsets."""
+    sn, sc, sh, sw = n * ALIGN, scaled(c, "c", INNER, ALIGN), h * ALIGN, scaled(w, "w", INNER, ALIGN)
+    if WIDE:
+        sn, sc, sh, sw = widened(sn, sc, sh, sw)
+    return sn, sc, sh, sw
+
+
+@triton.jit
+def pixel_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift):
+    """Image, row and column of pixel number ``m`` of ``rows = N·P·Q``, and whether there is such a pixel."""
+    ok = m < rows
+    inside = tl.where(ok, m, 0)
+    n = divide(inside, plane_mul, plane_shift)
+    pixel = inside - n * (P * Q)
+    p = divide(pixel, row_mul, row_shift)
+    return n, p, pixel - p * Q, ok
+
+
+@triton.jit
+def best_of(value, code, other, CODE: tl.constexpr):
+    """The larger of two values, and the code of the one that was taken: of equal ones the first, of NaNs the last."""
+    later = (other > value) | (other != other)
+    return tl.where(later, other, value), tl.where(later, CODE, code)
+
+
+@triton.jit
+def pooled(a, b, c, d, POOL: tl.constexpr, ACTIVATION: tl.constexpr):
+    """A 2x2 window's maximum or mean, and what a backward needs to know of it: the tap of the maximum, or behind a ReLU
+    one bit for each tap that its gradient passes (which is not stopped where a value is NaN)."""
+    if POOL == "max":
+        code = tl.zeros(a.shape, tl.int32)
+        value, code = best_of(a, code, b, 1)
+        value, code = best_of(value, code, c, 2)
+        value, code = best_of(value, code, d, 3)
+    else:
+        value = (a + b + c + d) * 0.25
+        code = tl.zeros(a.shape, tl.int32)
+        if ACTIVATION == "relu":
+            code += tl.where(a <= 0, 0, 1) + tl.where(b <= 0, 0, 2) + tl.where(c <= 0, 0, 4) + tl.where(d <= 0, 0, 8)
+    return value, code
+
+
+@triton.jit
 def widened(a, b, c, d):
     """Four strides as 64-bit numbers: offsets made with them are, and reach past 2^31 elements."""
     return tl.cast(a, tl.int64), tl.cast(b, tl.int64), tl.cast(c, tl.int64), tl.cast(d, tl.int64)

@@ -1,7 +1,8 @@
 """``convert(model)`` swaps torch.nn layers for ours in place; ``revert(model)`` swaps them back.
 
 A swap changes the module's class and nothing else: the object, its parameters, buffers, hooks, training mode and memory
-format stay, so optimizers, tied weights and references to the module elsewhere go on working.
+format stay, so optimizers, tied weights and references to the module elsewhere go on working. With ``fuse=True`` runs
+of layers become one besides (:mod:`.fuse`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from .. import kernels
 from ..kernels import activation, conv2d, linear, pool2d, rnn, softmax
 from ..kernels.backends import Operation
 from . import functional, modules
+from . import fuse as fusing
 from .modules._recurrent import Recurrent
 
 __all__ = ["ConversionReport", "convert", "revert"]
@@ -48,38 +50,57 @@ class ConversionReport:
     Attributes:
         swapped: (name in the model, class before, class after) of each.
         kept: (name, class, reason) of each layer that could not be swapped.
+        fused: (name of the first, the layers, class after) of each run that became one layer.
+        unfused: (name of the first, the layers, reason) of each run that could not.
     """
 
     swapped: list[tuple[str, str, str]] = field(default_factory=list)
     kept: list[tuple[str, str, str]] = field(default_factory=list)
+    fused: list[tuple[str, str, str]] = field(default_factory=list)
+    unfused: list[tuple[str, str, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} layers swapped, {len(self.kept)} kept"]
+        fused = f", {len(self.fused)} runs fused" if self.fused or self.unfused else ""
+        lines = [f"{len(self.swapped)} layers swapped, {len(self.kept)} kept{fused}"]
         lines += [f"  swapped  {name or '(the model)'}: {before} -> {after}" for name, before, after in self.swapped]
         lines += [f"  kept     {name or '(the model)'}: {layer}: {reason}" for name, layer, reason in self.kept]
+        lines += [f"  fused    {name}: {layers} -> {after}" for name, layers, after in self.fused]
+        lines += [f"  apart    {name}: {layers}: {reason}" for name, layers, reason in self.unfused]
         return "\n".join(lines)
 
 
-def convert(model: torch.nn.Module) -> ConversionReport:
+def convert(model: torch.nn.Module, fuse: bool = False) -> ConversionReport:
     """Swaps every layer it can, in place; a layer used in several places is swapped once.
 
     What a model calls as a function (``torch.nn.functional.relu``) is not a layer and stays torch's.
 
     Args:
         model: any module; it may itself be a layer.
+        fuse: also makes one layer of a convolution, the activation and the 2x2 max or average pooling that follow it in
+            a ``Sequential`` (the last two optional), and of a dense layer and its activation. The first layer computes
+            all; the others become :class:`~tilesmith.nn.fuse.Absorbed` in their places, so the state_dict stays the
+            same. Results are the same too; what lay between the layers is no longer stored.
 
     Returns:
         What was swapped, and what was not and why. Layers that already are ours are in neither list.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
-    return _swap(model, lambda module: _ours(module, device))
+    report = _swap(model, lambda module: _ours(module, device))
+    for run in fusing.runs(model) if fuse else ():
+        if run.reason is None:
+            report.fused.append((run.name, run.words, f"tilesmith.nn.{fusing.join(run)}"))
+        else:
+            report.unfused.append((run.name, run.words, run.reason))
+    return report
 
 
 def revert(model: torch.nn.Module) -> ConversionReport:
-    """Undoes :func:`convert`, in place, for every layer of ours that torch's class can express.
+    """Undoes :func:`convert`, fusing included, in place, for every layer of ours that torch's class can express.
 
-    A layer with a fused activation or a padding torch's constructor does not know is kept, and the report says so.
+    A layer made with a fused activation or pooling, or a padding torch's constructor does not know, is kept, and the
+    report says so.
     """
+    fusing.part(model)
     return _swap(model, _theirs)
 
 
@@ -105,7 +126,7 @@ def _swap(model: torch.nn.Module, decide: Callable[[torch.nn.Module], Decision])
 
 def _ours(module: torch.nn.Module, device: str) -> Decision:
     layer = type(module)
-    if layer in _BACK:
+    if layer in _BACK or layer in (modules.ConvPool2d, fusing.Absorbed):
         return None
     if layer not in _SWAPS:
         return _reason_kept(module)
@@ -138,6 +159,8 @@ def _reason_kept(module: torch.nn.Module) -> str | None:
 
 
 def _theirs(module: torch.nn.Module) -> Decision:
+    if isinstance(module, modules.ConvPool2d):
+        return f"its fused pooling ({module.pool}) has no place in torch.nn.Conv2d"
     theirs = _BACK.get(type(module))
     if theirs is None:
         return None

@@ -20,6 +20,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool2d",
     "conv2d",
+    "conv_pool2d",
     "linear",
     "log_softmax",
     "max_pool2d",
@@ -73,30 +74,46 @@ def conv2d(
         ValueError: an unknown activation.
         BackendUnavailable: no backend can serve the tensors' device.
     """
-    _check_tensors("conv2d", input, weight, bias)
-    stride = _pair("conv2d", "stride", stride)
-    dilation = _pair("conv2d", "dilation", dilation)
-    if input.dim() not in (3, 4):
-        raise RuntimeError(
-            f"Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: {list(input.shape)}"
-        )
-    if weight.dim() != 4:
-        raise RuntimeError(f"conv2d(): weight must have 4 dimensions [K, C / groups, R, S], got {list(weight.shape)}")
-    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
-        raise RuntimeError(
-            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} "
-            f"elements, but got bias of size {list(bias.shape)} instead"
-        )
-    if isinstance(padding, str):
-        sides = _named_sides(padding, input.shape[-2:], weight.shape[-2:], stride, dilation)
-    else:
-        sides = _sides(padding)
-    input, weight, bias = _autocast(input, weight, bias)
-    _check_operands("conv2d", input, weight, bias)
-    batched = input.dim() == 4
-    y = functions.conv2d(
-        input if batched else input.unsqueeze(0), weight, bias, activation or "none", stride, sides, dilation, groups
-    )
+    input, weight, bias, window, batched = _convolution("conv2d", input, weight, bias, stride, padding, dilation)
+    y = functions.conv2d(input, weight, bias, activation or "none", *window, groups)
+    return y if batched else y.squeeze(0)
+
+
+def conv_pool2d(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str | Sequence[Sequence[int]] = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    activation: str | None = "relu",
+    pool: str = "max",
+) -> torch.Tensor:
+    """``pool2x2(act(conv2d(input, weight) + bias))`` in one pass, which torch has no function for.
+
+    The convolution's output, four times the result, is neither written nor read nor kept: a training keeps the result
+    and one byte an element of it (see ``docs/fusion.md`` for the bytes). Values and gradients are those of
+    :func:`conv2d`, the activation and :func:`max_pool2d` or :func:`avg_pool2d` with 2x2 windows one after another; but
+    of several NaNs in a window that sigmoid or tanh made, only the last one's gradient is NaN.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as for :func:`conv2d`.
+        activation: "relu", "sigmoid", "tanh" or ``None``; before an average only "relu" or ``None``.
+        pool: "max" or "avg", of windows of 2x2 outputs that do not overlap; an odd last row or column is dropped.
+
+    Returns:
+        ``[N, K, P // 2, Q // 2]`` (without N for an unbatched input); channels_last if input or weight is.
+
+    Raises:
+        RuntimeError: shapes, dtypes, devices or options that do not fit, or no 2x2 window of outputs.
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown activation or pooling, or an average of sigmoids or tanhs.
+        BackendUnavailable: no backend can serve the tensors' device.
+    """
+    input, weight, bias, window, batched = _convolution("conv_pool2d", input, weight, bias, stride, padding, dilation)
+    y = functions.conv_pool2d(input, weight, bias, activation or "none", pool, *window, groups)
     return y if batched else y.squeeze(0)
 
 
@@ -343,6 +360,34 @@ def _softmax(
 
 
 # ---- what arguments mean
+
+
+def _convolution(
+    op: str, input: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, tuple[Any, Any, Any], bool]:
+    """A convolution's operands, checked, batched and cast; stride, padding and dilation; whether there was a batch."""
+    _check_tensors(op, input, weight, bias)
+    stride = _pair(op, "stride", stride)
+    dilation = _pair(op, "dilation", dilation)
+    if input.dim() not in (3, 4):
+        raise RuntimeError(
+            f"Expected 3D (unbatched) or 4D (batched) input to {op}, but got input of size: {list(input.shape)}"
+        )
+    if weight.dim() != 4:
+        raise RuntimeError(f"{op}(): weight must have 4 dimensions [K, C / groups, R, S], got {list(weight.shape)}")
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+        raise RuntimeError(
+            f"Given weight of size {list(weight.shape)}, expected bias to be 1-dimensional with {weight.shape[0]} "
+            f"elements, but got bias of size {list(bias.shape)} instead"
+        )
+    if isinstance(padding, str):
+        sides = _named_sides(padding, input.shape[-2:], weight.shape[-2:], stride, dilation)
+    else:
+        sides = _sides(padding)
+    input, weight, bias = _autocast(input, weight, bias)
+    _check_operands(op, input, weight, bias)
+    batched = input.dim() == 4
+    return input if batched else input.unsqueeze(0), weight, bias, (stride, sides, dilation), batched
 
 
 def _pair(op: str, name: str, value: Any) -> tuple[int, int]:

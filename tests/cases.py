@@ -115,6 +115,36 @@ POOL2D = [
 ]
 
 
+def conv_pool2d_oracle(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str | None = "relu",
+    pool: str = "max",
+    **options: Any,
+) -> torch.Tensor:
+    """torch's layers, one after another."""
+    z = conv2d_oracle(x, weight, bias, activation=activation, **options)
+    return F.max_pool2d(z, 2) if pool == "max" else F.avg_pool2d(z, 2)
+
+
+def conv_pool(x: tuple[int, ...], w: tuple[int, ...], bias: bool = True, **options: Any) -> Case:
+    case = _conv(x, w, bias, **options)
+    return Case("conv_pool2d", case.shapes, conv_pool2d_oracle, case.reduction, {"activation": "relu"} | options)
+
+
+CONV_POOL2D = [
+    conv_pool((2, 1, 14, 12), (8, 1, 3, 3)),
+    conv_pool((2, 3, 9, 8), (4, 3, 3, 3), bias=False, padding=1, activation="tanh"),
+    conv_pool((1, 4, 9, 7), (5, 4, 3, 3), stride=2, padding=1, activation=None),
+    conv_pool((2, 6, 6, 8), (4, 6, 1, 1), pool="avg"),
+    conv_pool((2, 3, 10, 9), (5, 3, 3, 2), pool="avg", activation=None, dilation=2, padding=1),
+    conv_pool((2, 6, 8, 7), (12, 1, 3, 3), groups=6, padding=1, activation="sigmoid"),
+    conv_pool((3, 6, 7), (4, 3, 3, 3), padding="same"),
+    conv_pool((0, 3, 8, 8), (4, 3, 3, 3)),
+]
+
+
 def linear_oracle(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: str | None = None
 ) -> torch.Tensor:
@@ -145,4 +175,4 @@ SOFTMAX = [
     for shape, dim in (((5, 7), 1), ((5, 7), 0), ((2, 3, 4, 5), 1), ((2, 3, 4, 5), -1), ((7,), 0), ((), 0), ((0, 3), 1))
 ]
 
-CASES = CONV2D + POOL2D + LINEAR + ELEMENTWISE + SOFTMAX
+CASES = CONV2D + CONV_POOL2D + POOL2D + LINEAR + ELEMENTWISE + SOFTMAX

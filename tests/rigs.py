@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tilesmith import kernels
-from tilesmith.kernels import _cuda
+from tilesmith import autotune, kernels
+from tilesmith.kernels import _cuda, _triton_tensors
+from tilesmith.kernels.backends import Operation
+
+from .harness import Case, assert_within, gradients
 
 
 @dataclass(frozen=True)
@@ -57,3 +61,82 @@ RIGS = [
     pytest.param(Rig("triton", "cuda"), id="triton-gpu", marks=pytest.mark.gpu),
     pytest.param(Rig("cupy", "cuda"), id="cupy-gpu", marks=pytest.mark.gpu),
 ]
+
+
+def check(case: Case, rig: Rig, dtype: torch.dtype, layout: str, **bound: Any) -> None:
+    tensors = rig.place(case.inputs(dtype, layout))
+    y, grads = gradients(lambda *t: case.ours(*t), tensors)
+    wide = [None if t is None else t.detach().cpu().double().requires_grad_() for t in tensors]
+    y_oracle, grads_oracle = gradients(case.theirs, wide)
+    compare(case, y, y_oracle, dtype, "output", **bound)
+    for position, (grad, oracle) in enumerate(zip(grads, grads_oracle, strict=True)):
+        if oracle is not None:
+            compare(case, grad, oracle, dtype, f"gradient {position}", **bound)
+
+
+def compare(
+    case: Case, actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str, eps: float = 0.0
+) -> None:
+    """:func:`assert_within`; with ``eps``, operands were rounded to that before they were multiplied."""
+    scale = case.gradient_scale if what != "output" else 0.0
+    if not eps:
+        assert_within(actual.cpu(), expected, dtype, case.reduction, what, scale, case.half_roundings)
+        return
+    error = (actual.cpu().double() - expected).abs().amax().item() if expected.numel() else 0.0
+    size = max(scale, expected.abs().amax().item()) if expected.numel() else 1.0
+    assert error <= eps * (8 + 2 * math.sqrt(case.reduction)) * size, f"{what}: error {error:.3g} of {size:.3g}"
+
+
+def limit_launches(rig: Rig, operation: Operation, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a backend count no further than that, in pixels and in offsets of 32 bits."""
+    if rig.backend == "triton":
+        monkeypatch.setattr(_triton_tensors, "LIMIT", elements)
+        return
+    module = operation.named(rig.backend)
+    names = [name for name in ("_PIXELS", "_OFFSETS") if hasattr(module, name)]
+    assert names
+    for name in names:
+        monkeypatch.setattr(module, name, elements)
+
+
+def each_configuration(
+    rig: Rig, case: Case, dtype: torch.dtype, layout: str, warps: int | None = None
+) -> dict[str, int]:
+    """Checks a case with every configuration of every kernel it uses, on an emulator with two of each.
+
+    Args:
+        warps: only those with so many.
+
+    Returns:
+        How many were tried, by the tunable's name.
+    """
+    tensors = rig.place(case.inputs(dtype, layout))
+    wide = [None if t is None else t.detach().cpu().double().requires_grad_() for t in tensors]
+    y_oracle, grads_oracle = gradients(case.theirs, wide)
+    asked: dict[str, tuple[autotune.Tunable, Any]] = {}
+    resolve = autotune.resolve
+
+    def note(tunable: autotune.Tunable, problem: Any) -> Any:
+        asked[tunable.name] = (tunable, problem)
+        return resolve(tunable, problem)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(autotune, "resolve", note)
+        gradients(case.ours, tensors)
+    tried: dict[str, int] = {}
+    for tunable, problem in asked.values():
+        chosen = [c for c in tunable.configs(problem) if warps is None or _warps(c) == warps]
+        for config in chosen if rig.device == "cuda" else chosen[:: max(1, len(chosen) // 2)][:2]:
+            with autotune.pin(tunable.name, config):
+                y, grads = gradients(case.ours, tensors)
+            compare(case, y, y_oracle, dtype, f"output {tunable.name} {config}")
+            for grad, oracle in zip(grads, grads_oracle, strict=True):
+                if oracle is not None:
+                    compare(case, grad, oracle, dtype, f"gradient {tunable.name} {config}")
+            tried[tunable.name] = tried.get(tunable.name, 0) + 1
+    return tried
+
+
+def _warps(config: autotune.Config) -> int:
+    names = {"num_warps": 1, "WARPS": 1, "THREADS": 32}
+    return next(config[name] // threads for name, threads in names.items() if name in config)

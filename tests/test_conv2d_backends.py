@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tilesmith import autotune, kernels
+from tilesmith import kernels
 from tilesmith.kernels import conv2d
 from tilesmith.nn import functional
 from torch.autograd import gradcheck, gradgradcheck
 
 from .cases import CONV2D, _conv
-from .harness import LAYOUTS, Case, assert_within, gradients, guarded_outputs, laid_out
-from .rigs import RIGS, Rig
+from .harness import LAYOUTS, Case, gradients, guarded_outputs
+from .rigs import RIGS, Rig, check, each_configuration, limit_launches
 
 # What the small cases do not reach: several tiles a dimension, channels that no vector divides, packs of groups, layers
 # that are products of views, each of them with a bias and an activation somewhere.
@@ -46,30 +45,6 @@ each_case = pytest.mark.parametrize("case", CONV2D + WIDE, ids=str)
 def running(rig: Rig) -> Iterator[Rig]:
     with rig.running():
         yield rig
-
-
-def check(case: Case, rig: Rig, dtype: torch.dtype, layout: str, **bound: Any) -> None:
-    tensors = rig.place(case.inputs(dtype, layout))
-    y, grads = gradients(lambda *t: case.ours(*t), tensors)
-    wide = [None if t is None else t.detach().cpu().double().requires_grad_() for t in tensors]
-    y_oracle, grads_oracle = gradients(case.theirs, wide)
-    compare(case, y, y_oracle, dtype, "output", **bound)
-    for position, (grad, oracle) in enumerate(zip(grads, grads_oracle, strict=True)):
-        if oracle is not None:
-            compare(case, grad, oracle, dtype, f"gradient {position}", **bound)
-
-
-def compare(
-    case: Case, actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: str, eps: float = 0.0
-) -> None:
-    """:func:`assert_within`; with ``eps``, operands were rounded to that before they were multiplied."""
-    scale = case.gradient_scale if what != "output" else 0.0
-    if not eps:
-        assert_within(actual.cpu(), expected, dtype, case.reduction, what, scale, case.half_roundings)
-        return
-    error = (actual.cpu().double() - expected).abs().amax().item() if expected.numel() else 0.0
-    size = max(scale, expected.abs().amax().item()) if expected.numel() else 1.0
-    assert error <= eps * (8 + 2 * math.sqrt(case.reduction)) * size, f"{what}: error {error:.3g} of {size:.3g}"
 
 
 @each_rig
@@ -173,28 +148,19 @@ def test_nothing_outside_is_read_or_written(
             outside()
 
 
-def limit_launches(rig: Rig, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has a backend count no further than that, in pixels and in offsets of 32 bits."""
-    module = conv2d.OPERATION.named(rig.backend)
-    names = [name for name in ("_LIMIT", "_PIXELS", "_OFFSETS") if hasattr(module, name)]
-    assert names
-    for name in names:
-        monkeypatch.setattr(module, name, elements)
-
-
 @each_rig
 @pytest.mark.parametrize("case", [WIDE[1], WIDE[8], NONEMPTY[1]], ids=str)
 def test_batches_that_a_launch_cannot_count(case: Case, running: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past 2^31 pixels the images are cut into launches, and offsets are 64-bit: here from far fewer on."""
     height, width = case.shapes[0][-2:]
-    limit_launches(running, (height + 2) * (width + 2) + 1, monkeypatch)
+    limit_launches(running, conv2d.OPERATION, (height + 2) * (width + 2) + 1, monkeypatch)
     check(case, running, torch.float32, "channels_last")
     check(case, running, torch.float32, "contiguous")
 
 
 @each_rig
 def test_one_image_too_large_is_refused(running: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_launches(running, 20, monkeypatch)
+    limit_launches(running, conv2d.OPERATION, 20, monkeypatch)
     x, w = running.place([torch.ones(1, 16, 6, 6), torch.ones(16, 16, 1, 1)])
     with pytest.raises(NotImplementedError, match="36"):
         functional.conv2d(x, w)
@@ -264,37 +230,8 @@ def test_configurations(running: Rig, what: str, warps: int) -> None:
     All of them on a GPU; on the emulators two, of which Triton's interpreter knows no warps.
     """
     x_shape, w_shape, groups = LARGE[what]
-    layout = "channels_last"
     case = _conv(x_shape, w_shape, padding=1, groups=groups)
-    tensors = running.place(case.inputs(torch.bfloat16, layout))
-    wide = [t.detach().cpu().double().requires_grad_() for t in tensors]
-    y_oracle, grads_oracle = gradients(case.theirs, wide)
-    asked: dict[str, tuple[autotune.Tunable, Any]] = {}
-    resolve = autotune.resolve
-
-    def note(tunable: autotune.Tunable, problem: Any) -> Any:
-        asked[tunable.name] = (tunable, problem)
-        return resolve(tunable, problem)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(autotune, "resolve", note)
-        gradients(case.ours, tensors)
-    tried = 0
-    for tunable, problem in asked.values():
-        chosen = [c for c in tunable.configs(problem) if _warps(c) == warps]
-        for config in chosen if running.device == "cuda" else chosen[:: max(1, len(chosen) // 2)][:2]:
-            with autotune.pin(tunable.name, config):
-                y, grads = gradients(case.ours, tensors)
-            compare(case, y, y_oracle, torch.bfloat16, f"output {tunable.name} {config}")
-            for grad, oracle in zip(grads, grads_oracle, strict=True):
-                compare(case, grad, oracle, torch.bfloat16, f"gradient {tunable.name} {config}")
-            tried += 1
-    assert tried
-
-
-def _warps(config: autotune.Config) -> int:
-    names = {"num_warps": 1, "WARPS": 1, "THREADS": 32}
-    return next(config[name] // threads for name, threads in names.items() if name in config)
+    assert each_configuration(running, case, torch.bfloat16, "channels_last", warps)
 
 
 @each_rig
@@ -329,21 +266,6 @@ def test_the_order_of_fibers_changes_no_bit(case: Case, dtype: torch.dtype) -> N
         results.append([y, *(g for g in grads if g is not None)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-@each_rig
-def test_activations_alone(running: Rig) -> None:
-    """What a fused activation's backward needs; any layout."""
-    for kind, theirs in (("relu", F.relu), ("sigmoid", torch.sigmoid), ("tanh", torch.tanh)):
-        for dtype in (torch.float32, torch.bfloat16):
-            for layout in ("contiguous", "channels_last", "sliced"):
-                values = torch.randn(2, 5, 6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
-                (x,) = running.place([laid_out(values, layout).requires_grad_()])
-                y, (dx,) = gradients(getattr(functional, kind), [x])
-                wide = values.double().requires_grad_()
-                y_oracle, (dx_oracle,) = gradients(theirs, [wide])
-                assert_within(y.cpu(), y_oracle, dtype, 1, kind)
-                assert_within(dx.cpu(), dx_oracle, dtype, 1, f"{kind} backward", 1.0, 3)
 
 
 _SANITIZED = """

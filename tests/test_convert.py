@@ -161,3 +161,129 @@ def test_what_cannot_be_reverted_and_why(make: Any, reason: str) -> None:
     report = ours.revert(layer)
     assert report.swapped == []
     assert reason in report.kept[0][2]
+
+
+def block(**pool: Any) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(**{"kernel_size": 2, **pool}), nn.Flatten())
+
+
+def test_fusing_makes_one_layer_of_a_run() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True), nn.AvgPool2d(2, 2)),
+        nn.Conv2d(6, 4, 1),
+        nn.MaxPool2d((2, 2)),
+        nn.Conv2d(4, 4, 1),
+        nn.Sigmoid(),
+        nn.AvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * 3 * 3, 5),
+        nn.Tanh(),
+        nn.Linear(5, 2),
+    )
+    reference, x = copy.deepcopy(model), torch.randn(2, 1, 26, 27)
+    keys, optimizer = list(model.state_dict()), torch.optim.SGD(model.parameters(), lr=0.1)
+    report = ours.convert(model, fuse=True)
+    assert report.fused == [
+        ("2", "Conv2d + MaxPool2d", "tilesmith.nn.ConvPool2d"),
+        ("4", "Conv2d + Sigmoid", "tilesmith.nn.Conv2d"),
+        ("8", "Linear + Tanh", "tilesmith.nn.Linear"),
+        ("0.0", "Conv2d + ReLU + MaxPool2d", "tilesmith.nn.ConvPool2d"),
+        ("1.0", "Conv2d + ReLU + AvgPool2d", "tilesmith.nn.ConvPool2d"),
+    ]
+    assert not report.unfused
+    assert "5 runs fused" in str(report)
+    assert "fused    0.0: Conv2d + ReLU + MaxPool2d -> tilesmith.nn.ConvPool2d" in str(report)
+    assert list(model.state_dict()) == keys
+    for optimized in (False, True):
+        torch.testing.assert_close(model(x), reference(x), rtol=1e-5, atol=1e-6)
+        model(x).square().sum().backward()
+        reference(x).square().sum().backward()
+        for mine, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+        if not optimized:
+            optimizer.step()
+            reference.load_state_dict(model.state_dict())
+            for module in (model, reference):
+                module.zero_grad()
+    again = ours.convert(model, fuse=True)
+    assert (again.swapped, again.fused) == ([], [])
+    restored = copy.deepcopy(model)
+    ours.revert(restored)
+    assert repr(restored) == repr(reference)
+    assert {type(m) for m in restored.modules()} == {type(m) for m in reference.modules()}
+    torch.testing.assert_close(restored(x), reference(x))
+
+
+@pytest.mark.parametrize(
+    "pool", [{"kernel_size": 3}, {"stride": 1}, {"padding": 1}, {"dilation": 2}, {"ceil_mode": True}], ids=str
+)
+def test_other_poolings_are_not_fused(pool: dict[str, Any]) -> None:
+    model = block(**pool)
+    assert ours.convert(model, fuse=True).fused == [("0", "Conv2d + ReLU", "tilesmith.nn.Conv2d")]
+    x = torch.randn(1, 1, 11, 12)
+    expected = nn.functional.max_pool2d(model[0](x), **{"kernel_size": 2, **pool}).flatten(1)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_a_fused_activation_counts_as_one() -> None:
+    layers = {"conv": ours.Conv2d(1, 4, 3, activation="relu"), "pool": nn.MaxPool2d(2), "flat": nn.Flatten()}
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+    reference, x = copy.deepcopy(model), torch.randn(1, 1, 8, 8)
+    assert ours.convert(model, fuse=True).fused == [("conv", "Conv2d + MaxPool2d", "tilesmith.nn.ConvPool2d")]
+    torch.testing.assert_close(model(x), reference(x))
+    ours.revert(model)
+    assert repr(model) == repr(reference)
+
+
+def test_averages_of_sigmoids_are_not_fused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2))
+    assert ours.convert(model, fuse=True).fused == [("0", "Conv2d + Sigmoid", "tilesmith.nn.Conv2d")]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_layers_with_hooks_stay_apart(place: int) -> None:
+    model = block()
+    seen: list[torch.Size] = []
+    model[place].register_forward_hook(lambda _, __, y: seen.append(y.shape))
+    report = ours.convert(model, fuse=True)
+    assert not report.fused
+    ((name, layers, reason),) = report.unfused
+    assert (name, layers) == ("0", "Conv2d + ReLU + MaxPool2d")
+    assert "hooks" in reason
+    assert f"apart    0: {layers}: {reason}" in str(report)
+    model(torch.randn(1, 1, 8, 8))
+    assert seen == [torch.Size([1, 4, 3, 3] if place == 2 else [1, 4, 6, 6])]
+
+
+def test_shared_layers_and_other_forwards_stay_apart() -> None:
+    class Twice(nn.Sequential):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return super().forward(input) * 2
+
+    shared = nn.Conv2d(4, 4, 1)
+    assert not ours.convert(Twice(nn.Conv2d(4, 4, 1), nn.ReLU()), fuse=True).fused
+    report = ours.convert(nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Tanh())), fuse=True)
+    assert [reason for *_, reason in report.unfused] == ["the Conv2d is used in several places"] * 2
+    replaced = block()
+    replaced[1].forward = lambda x: x
+    assert not ours.convert(replaced, fuse=True).fused
+
+
+def test_a_pickled_fused_model_computes_the_same(tmp_path: Any) -> None:
+    model = block()
+    ours.convert(model, fuse=True)
+    torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    x = torch.randn(1, 1, 8, 8)
+    assert torch.equal(loaded(x), model(x))
+    ours.revert(loaded)
+    assert [type(layer) for layer in loaded] == [nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Flatten]
+
+
+def test_a_layer_made_fused_cannot_be_reverted() -> None:
+    report = ours.revert(nn.Sequential(ours.ConvPool2d(1, 4, 3)))
+    assert [reason for *_, reason in report.kept] == ["its fused pooling (max) has no place in torch.nn.Conv2d"]

@@ -346,6 +346,14 @@ class TestMnist:
 
 
 class TestCommandLine:
+    def test_fused_layers_train_as_the_others(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(app, ["--fuse", "--limit", "80", "--epochs", "1", "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        assert "conv1: Conv2d + MaxPool2d -> tilesmith.nn.ConvPool2d" in result.output
+        metrics = json.loads((tmp_path / "metrics.json").read_text())
+        assert metrics["options"]["fuse"] is True
+        assert metrics["first_epoch_loss_difference_from_torch"]["tilesmith"] < 1e-4
+
     def test_end_to_end(self, tmp_path: Path) -> None:
         out = tmp_path / "new" / "folder"
         arguments = ["--limit", "80", "--epochs", "2", "--early-stopping", "1", "--out", str(out)]

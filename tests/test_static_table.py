@@ -4,8 +4,10 @@
 # (what a kernel's parameters are is decided when it is compiled)
 from __future__ import annotations
 
+import ast
 import difflib
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from tilesmith import kernels
 from tilesmith.autotune import TARGETS, Cost, Key, Tunable
 from tilesmith.kernels import _compile, _cuda, _triton
 from tilesmith.kernels._compile import Build, Call, Failure, Recorded, Resources
@@ -24,6 +27,7 @@ tl = pytest.importorskip("triton.language")
 
 from benchmarks import kernel_table  # noqa: E402 - it needs what was just asked for
 from benchmarks.kernel_table import Row  # noqa: E402
+from benchmarks.standard import LAYERS  # noqa: E402
 
 ARCHS = list(TARGETS)
 
@@ -500,11 +504,9 @@ def test_entries_of_several_builds() -> None:
 
 def test_rows_are_grouped_by_what_they_are() -> None:
     """Layers that share machine code share a row; a failure to record stops everything, with its reason."""
-    from tilesmith.kernels.conv2d import make_problem
-
-    problem = make_problem((1, 8, 9, 9), (8, 8, 3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 1)
-    case = kernel_table.Case("triton", "forward", "a", problem, "bfloat16", "NCHW")
-    other = replace(case, layer="b", warps=8)
+    layer = replace(LAYERS[0], name="a")
+    case = kernel_table.Case("triton", "forward", layer, "bfloat16", "NCHW")
+    other = replace(case, layer=replace(layer, name="b"), warps=8)
     calls = [planted(), planted(num_warps=4)]
     recorded = _compile.recorded([*calls, call("quarrel")])
     (row,) = kernel_table.rows_of(list(zip((case, other), calls, strict=True)), recorded[:2])
@@ -512,6 +514,60 @@ def test_rows_are_grouped_by_what_they_are() -> None:
     assert (len(row.builds), row.numbers) == (1, "bfloat16")
     with pytest.raises(kernel_table.Problems, match="a triton forward bfloat16 NCHW sm_90: ValueError: in two lines"):
         kernel_table.rows_of([(case, call("quarrel"))], recorded[2:])
+
+
+def test_every_kernel_has_a_row(rows: list[Row]) -> None:
+    assert {row.kernel for row in rows} == _cuda_kernels() | _triton_kernels()
+
+
+_CUDA_KERNEL = re.compile(r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)')
+KERNELS = Path(kernels.__file__).parent
+
+
+def _cuda_kernels() -> set[str]:
+    sources = list(KERNELS.glob("*/*.cu"))
+    return {f"{source.parent.name}/{source.name}:{name}" for source in sources for name in _found(source)}
+
+
+def _found(source: Path) -> list[str]:
+    names = _CUDA_KERNEL.findall(source.read_text(encoding="utf-8"))
+    assert len(names) == source.read_text(encoding="utf-8").count("__global__"), source
+    return names
+
+
+def _triton_kernels() -> set[str]:
+    """Jitted functions that no other one calls."""
+    jitted: dict[str, str] = {}
+    called: set[str] = set()
+    for source in KERNELS.glob("**/_triton*.py"):
+        for function in ast.parse(source.read_text(encoding="utf-8")).body:
+            if isinstance(function, ast.FunctionDef) and any(
+                "triton.jit" in ast.unparse(d) for d in function.decorator_list
+            ):
+                jitted[function.name] = f"{source.parent.name}/{source.name}:{function.name}"
+                calls = (node.func for node in ast.walk(function) if isinstance(node, ast.Call))
+                called |= {each.id for each in calls if isinstance(each, ast.Name)}
+    return {place for name, place in jitted.items() if name not in called}
+
+
+def test_cases_are_chosen() -> None:
+    """Each layer in the dtypes it is timed in for each GPU; the rest where it tells something."""
+    cases = list(kernel_table.cases())
+    assert len(cases) == len(set(cases))
+    for layer in LAYERS:
+        mine = {(case.dtype, case.layout) for case in cases if case.layer is layer and not case.once}
+        assert mine >= {(dtype, layout) for dtype in layer.dtypes for layout in layer.layouts}
+    pooling = [case for case in cases if case.layer.name == "ResNet-50 maxpool 3/2"]
+    assert {case.numbers for case in pooling} == {"bfloat16", "float16", "float32", "float64"}
+    assert {case.direction for case in pooling} == {"inference", "forward", "backward", "gather"}
+    assert {case.once for case in pooling if case.dtype == "float32"} == {False}
+    assert {case.once for case in pooling if case.dtype == "float64" or case.warps} == {True}
+    block = {case.numbers for case in cases if case.layer.name == "MNIST block 2"}
+    assert block >= {"float32 tf32", "float32 ieee", "float32 tf32x3"}
+    dense = {case.numbers for case in cases if case.layer.operation.name == "linear"}
+    assert dense == {"bfloat16", "float32 ieee"}
+    targets = {call.target for case, call in kernel_table.calls() if case.once}
+    assert targets == {kernel_table.ONCE}
 
 
 def test_sections_are_in_order(rows: list[Row]) -> None:

@@ -22,14 +22,15 @@ import torch
 from ... import autotune
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
 from .._cuda import ELEMENTS, launch
-from .._division import divisor
+from .._cuda_tensors import aligned, by, ints, longs, strides_of
 from .._precision import convolution_precision
 from ._problem import Conv2dProblem
 
 ON_TENSORS = True
 
 _FOLDER = Path(__file__).parent
-_ACTIVATIONS = {"none": 0, "relu": 1, "sigmoid": 2, "tanh": 3}
+ACTIVATIONS = {"none": 0, "relu": 1, "sigmoid": 2, "tanh": 3}
+POOLS = {"none": 0, "max": 1, "avg": 2}
 _PIXELS = 2**31 - 2**16  # kernels count pixels in 31 bits, and a tile beyond the last one
 _OFFSETS = 2**31
 _SLAB_BYTES = 32 * 1024 * 1024
@@ -46,11 +47,11 @@ _MATH = {
 }
 
 
-def _math(dtype: torch.dtype) -> str:
+def _math(problem: Conv2dProblem, dtype: torch.dtype) -> str:
     if dtype is torch.float64:
         return "double"
     if dtype is torch.float32:
-        mode = convolution_precision()
+        mode = problem.precision or convolution_precision()
         return "fma" if mode == "ieee" else mode
     return "half"
 
@@ -76,6 +77,7 @@ class Product:
         reuse: bytes of the source that a row of the product brings from device memory, of those that it reads.
         units: elements that one copy brings, for each operand; 1 is a copy along pixels.
         options: everything else that changes the machine code.
+        written: bytes written for each of the product's, below 1 where the epilogue pools.
     """
 
     rows: int
@@ -88,6 +90,7 @@ class Product:
     units: tuple[int, ...]
     options: tuple[object, ...]
     device: Device
+    written: float = 1.0
 
     @property
     def accumulator_bytes(self) -> int:
@@ -185,7 +188,7 @@ def _correlate_cost(config: Config, problem: Product) -> Cost:
         blocks=_blocks(problem.rows, m) * tiles_n * problem.batch,
         flops=2 * m * n * k * steps * passes * effort,
         unit=unit,
-        bytes=source + (columns * problem.depth * _L2_SHARE + rows * columns) * problem.itemsize,
+        bytes=source + (columns * problem.depth * _L2_SHARE + rows * columns * problem.written) * problem.itemsize,
         shared_traffic=steps * k * _shared_traffic(config, problem),
         steps=steps / (config["STAGES"] - 1),
         shared=_shared_of_correlate(config, problem),
@@ -499,38 +502,11 @@ DEPTHWISE_WGRAD: Tunable = Tunable(
 # ---- what kernels are told of tensors
 
 
-def _ints(*values: int) -> tuple[Any, ...]:
-    return tuple(map(np.int32, values))
-
-
-def _longs(*values: int) -> tuple[Any, ...]:
-    return tuple(map(np.int64, values))
-
-
-def _divisor(d: int) -> Any:
-    """What ``Divisor`` needs to divide by ``d``: ``n·m >> (31 + s)`` is exact for ``m = ceil(2^(31 + s) / d)``."""
-    multiplier, shift = divisor(d)
-    return np.uint64(shift << 32 | multiplier)
-
-
-def _strides(tensor: torch.Tensor) -> list[int]:
-    """Strides, 0 where there is one element: those numbers mean nothing."""
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
-
-
-def _aligned(tensor: torch.Tensor, count: int) -> bool:
-    """Whether ``count`` channels can be read at once, wherever a pixel lies."""
-    step_n, step_c, step_h, step_w = _strides(tensor)
-    address = tensor.storage_offset() * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
-    even = all(step % count == 0 for step in (step_n, step_h, step_w))
-    return step_c == 1 and even and address % (count * tensor.element_size()) == 0
-
-
 def _unit(tensor: torch.Tensor, channels: int) -> int:
     """Channels of a group that one copy can bring: 16 bytes of them, or 8; 1 means copies along pixels."""
     for size in (16, 8):
         count = size // tensor.element_size()
-        if count > 1 and channels % count == 0 and _aligned(tensor, count):
+        if count > 1 and channels % count == 0 and aligned(tensor, count):
             return count
     return 1
 
@@ -543,20 +519,18 @@ def _index(problem: Conv2dProblem, *tensors: torch.Tensor) -> str:
     margin_h = top + bottom + dilation_h * problem.R + stride_h
     margin_w = left + right + dilation_w * problem.S + stride_w
     for tensor in tensors:
-        n, c, h, w = _strides(tensor)
+        n, c, h, w = strides_of(tensor)
         N, C, H, W = tensor.shape
         if N * n + C * c + (H + margin_h) * h + (W + margin_w) * w >= _OFFSETS:
             return "long long"
     return "int"
 
 
-def _images(problem: Conv2dProblem, pixels_each: int) -> Iterator[tuple[Conv2dProblem, slice]]:
-    """Parts of the batch whose pixels a kernel can count."""
-    if pixels_each > _PIXELS:
-        raise NotImplementedError(
-            f"conv2d: one image has {pixels_each} pixels, the kernels count up to {_PIXELS}: {problem}"
-        )
-    count = _PIXELS // max(pixels_each, 1)
+def images_of(problem: Conv2dProblem, pixels_each: int, most: int) -> Iterator[tuple[Conv2dProblem, slice]]:
+    """Parts of the batch whose pixels a kernel can count: ``most`` of them."""
+    if pixels_each > most:
+        raise NotImplementedError(f"one image has {pixels_each} pixels, the kernels count up to {most}: {problem}")
+    count = most // max(pixels_each, 1)
     for n in range(0, problem.N, count):
         part = slice(n, min(n + count, problem.N))
         yield replace(problem, N=part.stop - n), part
@@ -586,7 +560,7 @@ def _channels_inside(problem: Conv2dProblem, tensor: torch.Tensor, reads: int) -
         {"ELEMENT": ELEMENTS[tensor.dtype], "BACKWARD": 0, "SPLIT": _SPLIT},
         (tiles_p * tiles_c * N,),
         (256,),
-        (tensor, copy, *_ints(C, H * W, W, tiles_p, tiles_c), _divisor(W), *_longs(*tensor.stride())),
+        (tensor, copy, *ints(C, H * W, W, tiles_p, tiles_c), by(W), *longs(*tensor.stride())),
     )
     return copy
 
@@ -602,8 +576,23 @@ def forward(
         return
     bias = None if bias is None else bias.contiguous()
     run = _depthwise if problem.depthwise else _product
-    for part, images in _images(problem, problem.P * problem.Q):
+    for part, images in images_of(problem, problem.P * problem.Q, _PIXELS):
         run(part, x[images], w, bias, y[images], False)
+
+
+def forward_pooled(
+    problem: Conv2dProblem,
+    pool: str,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    code: torch.Tensor | None,
+) -> None:
+    """2x2 ``pool`` of ``act(conv(x, w) + bias)`` and the code of each window; for all but depthwise convolutions."""
+    bias = None if bias is None else bias.contiguous()
+    for part, images in images_of(problem, 4 * y.shape[2] * y.shape[3], _PIXELS):
+        _product(part, x[images], w, bias, y[images], False, pool, None if code is None else code[images])
 
 
 def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: torch.Tensor) -> None:
@@ -616,7 +605,7 @@ def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: to
     problem = replace(problem, activation="none")
     run = _depthwise if problem.depthwise else _product
     rows, columns = (_blocks(size, step) for size, step in zip((problem.H, problem.W), problem.stride, strict=True))
-    for part, images in _images(problem, rows * columns):
+    for part, images in images_of(problem, rows * columns, _PIXELS):
         run(part, dy[images], w, None, dx[images], True)
 
 
@@ -633,7 +622,8 @@ def weight_grad(
         return
     run = _depthwise_weight_grad if problem.depthwise else _product_weight_grad
     parts = [
-        run(part, x[images], dy[images], db is not None) for part, images in _images(problem, problem.P * problem.Q)
+        run(part, x[images], dy[images], db is not None)
+        for part, images in images_of(problem, problem.P * problem.Q, _PIXELS)
     ]
     slabs = torch.cat([part[0] for part in parts]) if len(parts) > 1 else parts[0][0]
     bias_slabs = torch.cat([part[1] for part in parts]) if len(parts) > 1 else parts[0][1]
@@ -647,7 +637,7 @@ def weight_grad(
         (32 * _SPLIT,),
         (
             slabs, bias_slabs, dw, db, np.int64(K * C * R * S),
-            *_ints(biases, slabs.shape[0], bias_slabs.shape[0], C * R * S, C, S), *_longs(*dw.stride()),
+            *ints(biases, slabs.shape[0], bias_slabs.shape[0], C * R * S, C, S), *longs(*dw.stride()),
         ),
     )  # fmt: skip
 
@@ -719,9 +709,9 @@ def _packed(problem: Conv2dProblem, w: torch.Tensor, backward: bool) -> tuple[to
         (256,),
         (
             w, packed, np.int64(packed.numel()),
-            *_ints(groups, inputs, outputs, row, R, S, w_axis.phases, *problem.stride, *problem.dilation),
-            *_ints(h.padding, w_axis.padding, h.step, w_axis.step),
-            *_longs(K // groups * k_stride, w_out, w_in, r_stride, s_stride),
+            *ints(groups, inputs, outputs, row, R, S, w_axis.phases, *problem.stride, *problem.dilation),
+            *ints(h.padding, w_axis.padding, h.step, w_axis.step),
+            *longs(K // groups * k_stride, w_out, w_in, r_stride, s_stride),
         ),
     )  # fmt: skip
     return packed, row
@@ -734,8 +724,10 @@ def _product(
     bias: torch.Tensor | None,
     out: torch.Tensor,
     backward: bool,
+    pool: str = "none",
+    code: torch.Tensor | None = None,
 ) -> None:
-    """One launch of ``correlate``; ``backward``: ``source`` is dy and ``out`` is dx."""
+    """One launch of ``correlate``; ``backward``: ``source`` is dy and ``out`` dx; with ``pool`` ``out`` is pooled."""
     filters, row = _packed(problem, w, backward)
     groups = problem.groups
     inputs, outputs = source.shape[1] // groups, out.shape[1] // groups
@@ -745,11 +737,11 @@ def _product(
     _, _, H, W = source.shape
     _, _, out_h, out_w = out.shape
     P, Q = _blocks(out_h, h.phases), _blocks(out_w, w_axis.phases)
-    pixels = problem.N * P * Q
-    math = _math(source.dtype)
+    pixels = problem.N * P * Q * (1 if pool == "none" else 4)
+    math = _math(problem, source.dtype)
     unit = _unit(source, inputs)
     vector = 16 // source.element_size()
-    out_unit = vector if outputs % vector == 0 and _aligned(out, vector) else 1
+    out_unit = vector if outputs % vector == 0 and aligned(out, vector) else 1
     out_along_pixels = out_unit == 1 and out.stride(1) != 1
     index = _index(problem, source, out)
     taps = problem.R * problem.S / phases
@@ -757,7 +749,8 @@ def _product(
     tunable = DGRAD if backward else FPROP
     kernel_problem = Product(
         pixels, outputs, max(taps * inputs, 1.0), groups * phases, reuse, source.element_size(), math, (unit,),
-        (out_unit, out_along_pixels, index, problem.activation, bias is not None), autotune.device_of(source),
+        (out_unit, out_along_pixels, index, problem.activation, bias is not None, pool, code is not None),
+        autotune.device_of(source), 1.0 if pool == "none" else (1 + (code is not None) / source.element_size()) / 4,
     )  # fmt: skip
     config = autotune.resolve(tunable, kernel_problem)
     tiles_m, tiles_n = _blocks(pixels, config["BLOCK_M"]), _blocks(outputs, config["BLOCK_N"])
@@ -780,17 +773,19 @@ def _product(
             "OUT_UNIT": out_unit,
             "OUT_ALONG_PIXELS": int(out_along_pixels),
             "HAS_BIAS": int(bias is not None),
-            "ACTIVATION": _ACTIVATIONS[problem.activation],
+            "ACTIVATION": ACTIVATIONS[problem.activation],
+            "POOL": POOLS[pool],
+            "CODE": int(code is not None),
             "BACKWARD": int(backward),
         },
         (tiles_m * tiles_n * groups * phases,),
         (32 * config["WARPS"],),
         (
-            source, filters, bias, out,
-            *_ints(pixels, phases, tiles_n, groups, inputs, outputs, row, H, W, out_h, out_w, P, Q),
-            *_ints(problem.R, problem.S, *problem.stride, *problem.dilation, h.padding, w_axis.padding),
-            *_ints(h.pace, w_axis.pace, h.spread, w_axis.spread, h.step, w_axis.step, w_axis.phases),
-            _divisor(P * Q), _divisor(Q), _divisor(inputs), *_longs(*source.stride(), *out.stride()),
+            source, filters, bias, out, code,
+            *ints(pixels, phases, tiles_n, groups, inputs, outputs, row, H, W, out_h, out_w, P, Q),
+            *ints(problem.R, problem.S, *problem.stride, *problem.dilation, h.padding, w_axis.padding),
+            *ints(h.pace, w_axis.pace, h.spread, w_axis.spread, h.step, w_axis.step, w_axis.phases),
+            by(P * Q), by(Q), by(inputs), *longs(*source.stride(), *out.stride()),
         ),
         _shared_of_correlate(config, kernel_problem),
         tunable=tunable,
@@ -809,7 +804,7 @@ def _product_weight_grad(
     length = problem.R * problem.S * inputs
     x = _channels_inside(problem, x, problem.R * problem.S * _blocks(outputs, 128))
     dy = _channels_inside(problem, dy, _blocks(length, 128))
-    math, index = _math(x.dtype), _index(problem, x, dy)
+    math, index = _math(problem, x.dtype), _index(problem, x, dy)
     units = _unit(dy, outputs), _unit(x, inputs)
     reuse = min(1.0, problem.stride[0] * problem.stride[1] / (problem.R * problem.S))
     kernel_problem = Product(
@@ -847,9 +842,9 @@ def _product_weight_grad(
         (32 * config["WARPS"],),
         (
             x, dy, slabs, bias_slabs,
-            *_ints(pixels, slab_pixels, tiles_m, tiles_n, groups, inputs, outputs, problem.H, problem.W, P, Q),
-            *_ints(problem.S, length, *problem.stride, *problem.dilation, problem.padding[0], problem.padding[2]),
-            _divisor(P * Q), _divisor(Q), _divisor(inputs), *_longs(*x.stride(), *dy.stride()),
+            *ints(pixels, slab_pixels, tiles_m, tiles_n, groups, inputs, outputs, problem.H, problem.W, P, Q),
+            *ints(problem.S, length, *problem.stride, *problem.dilation, problem.padding[0], problem.padding[2]),
+            by(P * Q), by(Q), by(inputs), *longs(*x.stride(), *dy.stride()),
         ),
         _shared_of_weight_grad(config, kernel_problem),
         tunable=WGRAD,
@@ -871,7 +866,7 @@ def _lanes(channels: int) -> int:
 def _channels_each(multiplier: int, *tensors: torch.Tensor) -> int:
     """Channels that a thread makes: two of a half type, where they can be read at once."""
     paired = tensors[0].element_size() == 2 and multiplier == 1
-    return 2 if paired and all(t.shape[1] % 2 == 0 and _aligned(t, 2) for t in tensors) else 1
+    return 2 if paired and all(t.shape[1] % 2 == 0 and aligned(t, 2) for t in tensors) else 1
 
 
 def _turned(inside: bool, h: Any, w: Any) -> tuple[Any, Any]:
@@ -940,19 +935,19 @@ def _depthwise(
             "FILTERS_IN_SHARED": int(shared > 0),
             "EXACT": int(along.kernel % along.step == 0 and along.most_taps % taps == 0),
             "HAS_BIAS": int(bias is not None),
-            "ACTIVATION": _ACTIVATIONS[problem.activation],
+            "ACTIVATION": ACTIVATIONS[problem.activation],
             "BACKWARD": int(backward),
         },
         (position_blocks * kernel_problem.channel_blocks * phases,),
         (threads,),
         (
             source, w, bias, out,
-            *_ints(channels, kernel_problem.channel_blocks, position_blocks, positions, iterations, segments),
-            *_ints(across_count, along_size, across_size, along_out, across_out, along.kernel, across.kernel),
-            *_ints(along.stride, across.stride, along.dilation, across.dilation, along.padding, across.padding),
-            *_ints(along.step, across.step, across.spread, across.phases), _divisor(across_count), _divisor(segments),
-            *_longs(n, c, *_turned(inside, *hw), out_n, out_c, *_turned(inside, *out_hw)),
-            *_longs(w.stride(0), *_turned(inside, *w.stride()[2:])),
+            *ints(channels, kernel_problem.channel_blocks, position_blocks, positions, iterations, segments),
+            *ints(across_count, along_size, across_size, along_out, across_out, along.kernel, across.kernel),
+            *ints(along.stride, across.stride, along.dilation, across.dilation, along.padding, across.padding),
+            *ints(along.step, across.step, across.spread, across.phases), by(across_count), by(segments),
+            *longs(n, c, *_turned(inside, *hw), out_n, out_c, *_turned(inside, *out_hw)),
+            *longs(w.stride(0), *_turned(inside, *w.stride()[2:])),
         ),
         shared,
         tunable=DEPTHWISE,
@@ -1023,12 +1018,12 @@ def _depthwise_weight_grad(
         (threads,),
         (
             x, dy, slabs, bias_slabs,
-            *_ints(K, kernel_problem.channel_blocks, count, positions, slab_positions, multiplier, segments),
-            *_ints(across_count, along_count, along_size, across_size, along.kernel, across.kernel, tiles_along),
-            *_ints(across.stride, across.dilation, along.padding, across.padding),
-            _divisor(across_count), _divisor(segments),
-            *_longs(x_n, x_c, *_turned(inside, *x_hw), dy_n, dy_k, *_turned(inside, *dy_hw)),
-            *_longs(*_turned(inside, S, 1)),
+            *ints(K, kernel_problem.channel_blocks, count, positions, slab_positions, multiplier, segments),
+            *ints(across_count, along_count, along_size, across_size, along.kernel, across.kernel, tiles_along),
+            *ints(across.stride, across.dilation, along.padding, across.padding),
+            by(across_count), by(segments),
+            *longs(x_n, x_c, *_turned(inside, *x_hw), dy_n, dy_k, *_turned(inside, *dy_hw)),
+            *longs(*_turned(inside, S, 1)),
         ),
         tunable=DEPTHWISE_WGRAD,
         problem=kernel_problem,

@@ -11,7 +11,8 @@ class Conv2dProblem:
     """``y[n, k, p, q] = act(b[k] + sum_{c, r, s} x[n, c, p·stride + r·dilation - pad, ...] · w[k, c, r, s])``.
 
     ``x`` is ``[N, C, H, W]``, ``w`` is ``[K, C / groups, R, S]``, ``y`` is ``[N, K, P, Q]``. It is a correlation, as
-    in every deep-learning library. ``padding`` is ``(top, bottom, left, right)``, in elements.
+    in every deep-learning library. ``padding`` is ``(top, bottom, left, right)``, in elements. ``precision`` is how the
+    GPU kernels multiply float32 ("ieee", "tf32" or "tf32x3"); empty, it is what is set for convolutions.
     """
 
     N: int
@@ -26,6 +27,7 @@ class Conv2dProblem:
     dilation: tuple[int, int]
     groups: int
     activation: str = "none"
+    precision: str = ""
 
     @cached_property
     def P(self) -> int:

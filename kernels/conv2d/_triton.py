@@ -13,7 +13,6 @@ The product kernels read channels innermost. An input in another order is copied
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import gcd
 from typing import Any
@@ -25,6 +24,7 @@ from ... import autotune
 from .._division import divisor
 from .._precision import convolution_precision
 from .._triton import launch
+from .._triton_tensors import Strides, alignment, block_sizes, chunks, named_strides, wide
 from . import _triton_space as space
 from ._problem import Conv2dProblem
 from ._triton_depthwise import depthwise, depthwise_weight_grad
@@ -41,7 +41,6 @@ _FEW = 8
 _FEW_COLUMNS = 16
 # Groups narrower than this are packed to at most so many channels.
 _PACK = 32
-_LIMIT = 2**31
 _GROUP_M = 8  # rows of tiles walked together: 8 tiles of 128 rows and their filters stay in L2
 
 
@@ -63,52 +62,13 @@ class _Numbers:
         return self.unit != "fma"
 
 
-def _numbers(dtype: torch.dtype) -> _Numbers:
+def _numbers(problem: Conv2dProblem, dtype: torch.dtype) -> _Numbers:
     if dtype is torch.float64:
         return _Numbers(8, tl.float64, "ieee", "double", 1)
     if dtype is torch.float32:
-        mode = convolution_precision()
+        mode = problem.precision or convolution_precision()
         return _Numbers(4, tl.float32, mode, "fma" if mode == "ieee" else "tf32", 3 if mode == "tf32x3" else 1)
     return _Numbers(2, tl.float32, "tf32", "half", 1)  # the precision is of no concern to half types
-
-
-@dataclass(frozen=True)
-class _Strides:
-    """A tensor's four strides for a kernel: the innermost as it is, the others in units of what divides them all.
-
-    Triton knows of a run-time number only whether 16 divides it; ``align`` (1 to 16) tells the rest at compile time.
-    """
-
-    values: tuple[int, int, int, int]
-    align: int
-    inner: str
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], strides: tuple[int, ...], names: str) -> _Strides:
-        """``names`` are one letter a dimension, of which two can be innermost."""
-        steps = [0 if size == 1 else stride for size, stride in zip(shape, strides, strict=True)]
-        inner = next((name for name, step in zip(names, steps, strict=True) if step == 1 and name in "cwoi"), "")
-        others = [step for name, step in zip(names, steps, strict=True) if name != inner]
-        align = gcd(16, *others)
-        first, second, third, fourth = (
-            step if name == inner else step // align for name, step in zip(names, steps, strict=True)
-        )
-        return cls((first, second, third, fourth), align, inner)
-
-
-def _span(tensor: torch.Tensor) -> int:
-    """One more than the largest offset a kernel may form, with a tile's overshoot along the channels."""
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size)
-    return reach + 1 + 256 * max(tensor.stride(), default=1) * (tensor.shape[0] == 1) + 256 * tensor.stride(1)
-
-
-def _wide(*tensors: torch.Tensor) -> bool:
-    """Whether offsets into one of them need 64 bits."""
-    return any(_span(tensor) >= _LIMIT for tensor in tensors)
-
-
-def _align_of(n: int) -> int:
-    return gcd(n, 16)
 
 
 def _window(problem: Conv2dProblem) -> dict[str, int]:
@@ -176,7 +136,7 @@ def _channels_inner(x: torch.Tensor) -> torch.Tensor:
             "row_shift": row_shift,
             **dict(zip(("stride_n", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True)),
             "FLAT": _rows_follow(x),
-            "WIDE": _wide(x, copy),
+            "WIDE": wide(x, copy),
             "BLOCK_P": block_p,
             "BLOCK_C": block_c,
         },
@@ -230,14 +190,6 @@ def _packed(problem: Conv2dProblem, w: torch.Tensor, pack: int) -> torch.Tensor:
 # ---- the problem as kernels see it
 
 
-def _chunks(problem: Conv2dProblem, rows_each: int) -> Iterator[slice]:
-    """Ranges of images whose pixels a kernel can count in 31 bits."""
-    if rows_each >= _LIMIT:
-        raise NotImplementedError(f"conv2d: one image of {rows_each} pixels ({problem}); the limit is {_LIMIT - 1}")
-    images = max(1, (_LIMIT - 1) // max(rows_each, 1))
-    return (slice(n, min(n + images, problem.N)) for n in range(0, problem.N, images))
-
-
 def _is_pointwise(problem: Conv2dProblem) -> bool:
     return (problem.R, problem.S, *problem.stride) == (1, 1, 1, 1) and not any(problem.padding)
 
@@ -265,23 +217,63 @@ def forward(
     """``y = act(conv(x, w) + bias)``."""
     if not y.numel():
         return
+    if problem.depthwise:
+        _direct(problem, x, w, None if bias is None else bias.contiguous(), y, transposed=False)
+        return
+    _forward(problem, x, w, bias, y, _NO_POOL)
+
+
+def forward_pooled(
+    problem: Conv2dProblem,
+    pool: str,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    code: torch.Tensor | None,
+) -> None:
+    """2x2 ``pool`` of ``act(conv(x, w) + bias)`` and the code of each window; for all but depthwise convolutions."""
+    _forward(problem, x, w, bias, y, _Pool(pool, code))
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """What a forward's epilogue does with 2x2 windows of outputs: "none", "max" or "avg"."""
+
+    kind: str
+    code: torch.Tensor | None
+
+    @property
+    def area(self) -> int:
+        return 1 if self.kind == "none" else 4
+
+    def of(self, images: slice) -> _Pool:
+        return self if self.code is None else _Pool(self.kind, self.code[images])
+
+
+_NO_POOL = _Pool("none", None)
+
+
+def _forward(
+    problem: Conv2dProblem, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, y: torch.Tensor, pool: _Pool
+) -> None:
     if bias is not None:
         bias = bias.contiguous()
-    if problem.depthwise:
-        _direct(problem, x, w, bias, y, transposed=False)
-        return
-    numbers = _numbers(x.dtype)
+    numbers = _numbers(problem, x.dtype)
     pack = _group_pack(problem)
+    pixels = y.shape[2] * y.shape[3] * pool.area  # that are computed
     if problem.C // problem.groups <= _FEW and pack == 1:
-        for part in _chunks(problem, problem.P * problem.Q):
-            _few_channels(replace(problem, N=part.stop - part.start), x[part], w, bias, y[part], numbers)
+        for part in chunks(problem, problem.N, pixels):
+            images = replace(problem, N=part.stop - part.start)
+            _few_channels(images, x[part], w, bias, y[part], pool.of(part), numbers)
         return
-    planar = _is_pointwise(problem) and x.stride(1) != 1 and _rows_follow(x) and _rows_follow(y)
+    planar = pool.area == 1 and _is_pointwise(problem) and x.stride(1) != 1 and _rows_follow(x) and _rows_follow(y)
     x = x if planar else _channels_inner(x)
     w = _packed(problem, w, pack) if pack > 1 else _channels_inner(w)
     problem, x, w = _merged_taps(problem, x, w)
-    for part in _chunks(problem, problem.P * problem.Q):
-        _product(replace(problem, N=part.stop - part.start), x[part], w, bias, y[part], pack, planar, False, numbers)
+    for part in chunks(problem, problem.N, pixels):
+        images = replace(problem, N=part.stop - part.start)
+        _product(images, x[part], w, bias, y[part], pack, planar, False, pool.of(part), numbers)
 
 
 def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: torch.Tensor) -> None:
@@ -294,7 +286,7 @@ def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: to
     if problem.depthwise:
         _direct(problem, dy, w, None, dx, transposed=True)
         return
-    numbers = _numbers(dy.dtype)
+    numbers = _numbers(problem, dy.dtype)
     pack = _group_pack(problem)
     pointwise = _is_pointwise(problem)
     planar = pointwise and dy.stride(1) != 1 and _rows_follow(dy) and _rows_follow(dx)
@@ -307,9 +299,9 @@ def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: to
     else:
         w = _channels_inner(w)
     plain = replace(problem, activation="none")
-    for part in _chunks(problem, problem.H * problem.W + problem.stride[0] * problem.W + problem.stride[1]):
+    for part in chunks(problem, problem.N, problem.H * problem.W + problem.stride[0] * problem.W + problem.stride[1]):
         images = replace(plain, N=part.stop - part.start)
-        _product(images, dy[part], w, None, dx[part], pack, planar, True, numbers)
+        _product(images, dy[part], w, None, dx[part], pack, planar, True, _NO_POOL, numbers)
 
 
 def _product(
@@ -321,6 +313,7 @@ def _product(
     pack: int,
     planar: bool,
     backward: bool,
+    pool: _Pool,
     numbers: _Numbers,
 ) -> None:
     """One launch of :func:`correlate`. ``backward``: ``source`` is ``dy`` and ``out`` is ``dx``."""
@@ -332,27 +325,27 @@ def _product(
     transposed = backward and not _is_pointwise(problem)
     P, Q = (-(-problem.H // stride_h), -(-problem.W // stride_w)) if transposed else out.shape[2:]
     phases = stride_h * stride_w if transposed else 1
-    rows = P * Q if planar else problem.N * P * Q
-    out_strides = _Strides.of(tuple(out.shape), out.stride(), "nchw")
-    source_strides = _Strides.of(tuple(source.shape), source.stride(), "nchw")
+    rows = P * Q if planar else problem.N * P * Q * pool.area
+    out_strides = Strides.of(tuple(out.shape), out.stride(), "nchw")
+    source_strides = Strides.of(tuple(source.shape), source.stride(), "nchw")
     k_stride, c_stride, r_stride, s_stride = w.stride()
     by_out, by_in = (c_stride, k_stride) if backward else (k_stride, c_stride)
-    filters = _Strides.of((2, 2, R, S), (by_out, by_in, r_stride, s_stride), "oirs")
+    filters = Strides.of((2, 2, R, S), (by_out, by_in, r_stride, s_stride), "oirs")
     group_stride = problem.K // packs * k_stride
     taps = R * S / phases
     reuse = min(float(R * S), float(stride_h * stride_w)) if not backward else min(1.0, taps)
     layouts = (source_strides.inner, filters.inner, out_strides.inner, planar)
-    window = (R, S, problem.stride, problem.dilation, problem.activation)
+    window = (R, S, problem.stride, problem.dilation, problem.activation, pool.kind)
     tunable = space.INPUT_GRAD if backward else space.FORWARD
     device = autotune.device_of(source)
     batch = packs * phases * (problem.N if planar else 1)
     kernel_problem = space.Product(
         rows, outputs, inputs, taps, batch, reuse, pack > 1, numbers.itemsize, numbers.unit, numbers.passes,
-        (*layouts, *window), device,
+        (*layouts, *window), device, _written(pool, numbers),
     )  # fmt: skip
     config = autotune.resolve(tunable, kernel_problem)
     tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-outputs // config["BLOCK_N"])
-    c_align, k_align, row_align = _align_of(inputs), _align_of(outputs), _align_of(rows) if planar else 1
+    c_align, k_align, row_align = alignment(inputs), alignment(outputs), alignment(rows) if planar else 1
     launch(
         correlate,
         (tiles_m * tiles_n * batch,),
@@ -361,6 +354,7 @@ def _product(
             "w_ptr": w,
             "bias_ptr": bias,
             "y_ptr": out,
+            "code_ptr": pool.code,
             "H": source.shape[2],
             "W": source.shape[3],
             "C": inputs // c_align,
@@ -374,10 +368,10 @@ def _product(
             "tiles_m": tiles_m,
             "tiles_n": tiles_n,
             **_pixels(problem, P, Q),
-            **_named("x", source_strides, "nchw"),
+            **named_strides("x", source_strides, "nchw"),
             "stride_wg": group_stride // filters.align if packs > 1 else 0,
-            **_named("w", filters, "oirs"),
-            **_named("y", out_strides, "nchw"),
+            **named_strides("w", filters, "oirs"),
+            **named_strides("y", out_strides, "nchw"),
             **_window(problem),
             **_steps(problem),
             "TRANSPOSED": transposed,
@@ -390,11 +384,13 @@ def _product(
             "ROW_ALIGN": row_align,
             "EVEN_C": inputs % config["BLOCK_K"] == 0,
             "ACTIVATION": problem.activation,
+            "POOL": pool.kind,
+            "CODE": pool.code is not None,
             "HAS_BIAS": bias is not None,
-            "WIDE": _wide(source, out),
+            "WIDE": wide(source, out),
             "ACC": numbers.accumulator,
             "PRECISION": numbers.precision,
-            **_blocks(config),
+            **block_sizes(config),
             "GROUP_M": _GROUP_M,
         },
         config["num_warps"],
@@ -406,15 +402,9 @@ def _product(
     )
 
 
-def _named(letter: str, strides: _Strides, names: str) -> dict[str, Any]:
-    named: dict[str, Any] = {f"stride_{letter}{n}": v for n, v in zip(names, strides.values, strict=True)}
-    named[f"{letter.upper()}_INNER"] = strides.inner
-    named[f"{letter.upper()}_ALIGN"] = strides.align
-    return named
-
-
-def _blocks(config: autotune.Config) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name.startswith("BLOCK_")}
+def _written(pool: _Pool, numbers: _Numbers) -> float:
+    """Bytes that the epilogue writes for each byte of the product."""
+    return (1 + (pool.code is not None) / numbers.itemsize) / pool.area
 
 
 def _few_channels(
@@ -423,21 +413,24 @@ def _few_channels(
     w: torch.Tensor,
     bias: torch.Tensor | None,
     y: torch.Tensor,
+    pool: _Pool,
     numbers: _Numbers,
 ) -> None:
     """One launch of :func:`correlate_flat`."""
     C, K, R, S = problem.C // problem.groups, problem.K // problem.groups, problem.R, problem.S
-    rows = problem.N * problem.P * problem.Q
-    out_strides = _Strides.of(tuple(y.shape), y.stride(), "nchw")
+    P, Q = y.shape[2:]
+    rows = problem.N * P * Q * pool.area
+    out_strides = Strides.of(tuple(y.shape), y.stride(), "nchw")
     layouts = (x.stride(1) == 1, w.stride(1) == 1, out_strides.inner)
     reuse = min(float(R * S), float(problem.stride[0] * problem.stride[1])) / (R * S)
     kernel_problem = space.Product(
         rows, K, C * R * S, 1.0, problem.groups, reuse, False, numbers.itemsize, numbers.unit, numbers.passes,
-        (*layouts, C, R, S, problem.stride, problem.dilation, problem.activation), autotune.device_of(x),
+        (*layouts, C, R, S, problem.stride, problem.dilation, problem.activation, pool.kind), autotune.device_of(x),
+        _written(pool, numbers),
     )  # fmt: skip
     config = autotune.resolve(space.FORWARD_FLAT, kernel_problem)
     tiles_m, tiles_n = -(-rows // config["BLOCK_M"]), -(-K // config["BLOCK_N"])
-    k_align = _align_of(K)
+    k_align = alignment(K)
     launch(
         correlate_flat,
         (tiles_m * tiles_n * problem.groups,),
@@ -446,28 +439,31 @@ def _few_channels(
             "w_ptr": w,
             "bias_ptr": bias,
             "y_ptr": y,
+            "code_ptr": pool.code,
             "H": problem.H,
             "W": problem.W,
             "K": K // k_align,
-            "P": problem.P,
-            "Q": problem.Q,
+            "P": P,
+            "Q": Q,
             "rows": rows,
             "tiles_m": tiles_m,
             "tiles_n": tiles_n,
-            **_pixels(problem, problem.P, problem.Q),
+            **_pixels(problem, P, Q),
             **dict(zip(("stride_xn", "stride_xc", "stride_xh", "stride_xw"), x.stride(), strict=True)),
             "stride_wg": K * w.stride(0),
             **dict(zip(("stride_wo", "stride_wi", "stride_wr", "stride_ws"), w.stride(), strict=True)),
-            **_named("y", out_strides, "nchw"),
+            **named_strides("y", out_strides, "nchw"),
             "C": C,
             **_window(problem),
             "K_ALIGN": k_align,
             "ACTIVATION": problem.activation,
+            "POOL": pool.kind,
+            "CODE": pool.code is not None,
             "HAS_BIAS": bias is not None,
-            "WIDE": _wide(x, y),
+            "WIDE": wide(x, y),
             "ACC": numbers.accumulator,
             "PRECISION": numbers.precision,
-            **_blocks(config),
+            **block_sizes(config),
             "GROUP_M": _GROUP_M,
         },
         config["num_warps"],
@@ -491,7 +487,7 @@ def _direct(
     transposed: bool,
 ) -> None:
     """Launches of :func:`depthwise`. ``transposed``: ``source`` is ``dy`` and ``out`` is ``dx``."""
-    numbers = _numbers(source.dtype)
+    numbers = _numbers(problem, source.dtype)
     stride_h, stride_w = problem.stride
     if transposed:
         P, Q, phases, channels = -(-problem.H // stride_h), -(-problem.W // stride_w), stride_h * stride_w, problem.C
@@ -499,12 +495,12 @@ def _direct(
         P, Q, phases, channels = problem.P, problem.Q, 1, problem.K
     planar = out.stride(1) != 1
     tunable = space.DEPTHWISE[planar]
-    c_align = _align_of(channels)
-    for part in _chunks(problem, P * Q):
+    c_align = alignment(channels)
+    for part in chunks(problem, problem.N, P * Q):
         images = part.stop - part.start
         rows = images * P * Q
         x, y = source[part], out[part]
-        x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, y))
+        x_strides, y_strides = (Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, y))
         read = x.numel() / max(1, y.numel())
         window = (problem.R, problem.S, problem.stride, problem.dilation, transposed, problem.activation)
         kernel_problem = space.Depthwise(
@@ -532,11 +528,11 @@ def _direct(
                 "tiles_m": tiles_m,
                 "tiles_c": tiles_c,
                 **_pixels(problem, P, Q),
-                **_named("x", x_strides, "nchw"),
+                **named_strides("x", x_strides, "nchw"),
                 "stride_wk": w.stride(0),
                 "stride_wr": w.stride(2),
                 "stride_ws": w.stride(3),
-                **_named("y", y_strides, "nchw"),
+                **named_strides("y", y_strides, "nchw"),
                 **_window(problem),
                 **_steps(problem),
                 "TRANSPOSED": transposed,
@@ -545,9 +541,9 @@ def _direct(
                 "C_ALIGN": c_align,
                 "ACTIVATION": "none" if transposed else problem.activation,
                 "HAS_BIAS": bias is not None,
-                "WIDE": _wide(x, y),
+                "WIDE": wide(x, y),
                 "ACC": numbers.accumulator,
-                **_blocks(config),
+                **block_sizes(config),
             },
             config["num_warps"],
             1,
@@ -564,7 +560,7 @@ def weight_grad(
     problem: Conv2dProblem, x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, db: torch.Tensor | None
 ) -> None:
     """The gradients of weight and bias, summed in a fixed order. Extra memory: the slabs, at most 32 MB or a weight."""
-    numbers = _numbers(x.dtype)
+    numbers = _numbers(problem, x.dtype)
     if problem.depthwise:
         _direct_weight_grad(problem, x, dy, dw, db, numbers)
         return
@@ -576,7 +572,7 @@ def weight_grad(
     if not planar and x.numel() and dy.numel():
         x, dy = x if flat else _channels_inner(x), _channels_inner(dy)
     pairs = []
-    for part in _chunks(problem, problem.P * problem.Q) if dy.numel() else ():
+    for part in chunks(problem, problem.N, problem.P * problem.Q) if dy.numel() else ():
         images = replace(problem, N=part.stop - part.start)
         pairs.append(_slabs(images, x[part], dy[part], C, K, packs, flat, planar, db is not None, numbers))
     _sum(problem, x, pairs, problem.K * C * problem.R * problem.S, pack, dw, db)
@@ -604,7 +600,7 @@ def _slabs(
     R, S = problem.R, problem.S
     pixels = problem.P * problem.Q
     rows = pixels if planar else problem.N * pixels
-    x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, dy))
+    x_strides, y_strides = (Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (x, dy))
     columns, batch = (C * R * S, packs) if flat else (C, packs * R * S)
     window = (R, S, problem.stride, problem.dilation, flat, planar)
     kernel_problem = space.Product(
@@ -617,7 +613,7 @@ def _slabs(
     tiles_c = -(-columns // config["BLOCK_N"]) * (1 if flat else R * S)
     blocks = problem.N * -(-pixels // block) if planar else -(-rows // block)
     slabs, bias_slabs = _empty_slabs(x, split, packs * K * R * S * C, packs * K)
-    c_align, k_align, row_align = _align_of(C), _align_of(K), _align_of(rows) if planar else 1
+    c_align, k_align, row_align = alignment(C), alignment(K), alignment(rows) if planar else 1
     launch(
         weight_grad_kernel,
         (tiles_k * tiles_c * split * packs,),
@@ -640,8 +636,8 @@ def _slabs(
             "tiles_k": tiles_k,
             "tiles_c": tiles_c,
             **_pixels(problem, problem.P, problem.Q),
-            **_named("x", x_strides, "nchw"),
-            **_named("y", y_strides, "nchw"),
+            **named_strides("x", x_strides, "nchw"),
+            **named_strides("y", y_strides, "nchw"),
             **_window(problem),
             "FLAT": flat,
             "PLANAR": planar,
@@ -650,10 +646,10 @@ def _slabs(
             "K_ALIGN": k_align,
             "ROW_ALIGN": row_align,
             "HAS_BIAS": with_bias,
-            "WIDE": _wide(x, dy),
+            "WIDE": wide(x, dy),
             "ACC": numbers.accumulator,
             "PRECISION": numbers.precision,
-            **_blocks(config),
+            **block_sizes(config),
         },
         config["num_warps"],
         config["num_stages"],
@@ -677,12 +673,12 @@ def _direct_weight_grad(
     taps = problem.R * problem.S
     planar = dy.stride(1) != 1
     tunable = space.DEPTHWISE_WEIGHT_GRAD[planar]
-    c_align = _align_of(problem.K)
+    c_align = alignment(problem.K)
     pairs = []
-    for part in _chunks(problem, problem.P * problem.Q) if dy.numel() else ():
+    for part in chunks(problem, problem.N, problem.P * problem.Q) if dy.numel() else ():
         xs, dys = x[part], dy[part]
         rows = (part.stop - part.start) * problem.P * problem.Q
-        x_strides, y_strides = (_Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (xs, dys))
+        x_strides, y_strides = (Strides.of(tuple(t.shape), t.stride(), "nchw") for t in (xs, dys))
         window = (problem.R, problem.S, problem.stride, problem.dilation)
         kernel_problem = space.Depthwise(
             rows, problem.K, taps, 1, xs.numel() / dys.numel(), planar, numbers.itemsize,
@@ -711,17 +707,17 @@ def _direct_weight_grad(
                 "split": split,
                 "tiles_c": tiles_c,
                 **_pixels(problem, problem.P, problem.Q),
-                **_named("x", x_strides, "nchw"),
-                **_named("y", y_strides, "nchw"),
+                **named_strides("x", x_strides, "nchw"),
+                **named_strides("y", y_strides, "nchw"),
                 **_window(problem),
                 "MULTIPLIER": problem.K // problem.C,
                 "TAPS": at_once,
                 "PIXELS_INNER": planar,
                 "C_ALIGN": c_align,
                 "HAS_BIAS": db is not None,
-                "WIDE": _wide(xs, dys),
+                "WIDE": wide(xs, dys),
                 "ACC": numbers.accumulator,
-                **_blocks(config),
+                **block_sizes(config),
             },
             config["num_warps"],
             1,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import activate, divide, kept, rounded, scaled, widened
+from .._triton_math import activate, element_strides, kept, pixel_of, rounded
 from ._triton_gemm import taps_of
 
 _SIZES = ["H", "W", "P", "Q", "Y_H", "Y_W", "rows", "tiles_m", "tiles_c", "pad_h", "pad_w"]
@@ -124,13 +124,8 @@ def depthwise(
     gradient of input channel ``c`` sums over its ``MULTIPLIER`` outputs.
     """
     channels = channels * C_ALIGN
-    sxc, sxw = scaled(stride_xc, "c", X_INNER, X_ALIGN), scaled(stride_xw, "w", X_INNER, X_ALIGN)
-    sxn, sxh = stride_xn * X_ALIGN, stride_xh * X_ALIGN
-    syc, syw = scaled(stride_yc, "c", Y_INNER, Y_ALIGN), scaled(stride_yw, "w", Y_INNER, Y_ALIGN)
-    syn, syh = stride_yn * Y_ALIGN, stride_yh * Y_ALIGN
-    if WIDE:
-        sxn, sxc, sxh, sxw = widened(sxn, sxc, sxh, sxw)
-        syn, syc, syh, syw = widened(syn, syc, syh, syw)
+    sxn, sxc, sxh, sxw = element_strides(stride_xn, stride_xc, stride_xh, stride_xw, X_INNER, X_ALIGN, WIDE)
+    syn, syc, syh, syw = element_strides(stride_yn, stride_yc, stride_yh, stride_yw, Y_INNER, Y_ALIGN, WIDE)
 
     pid = tl.program_id(0)
     if PIXELS_INNER:
@@ -140,12 +135,7 @@ def depthwise(
         k = pid % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
         m = pid // tiles_c % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     phase = pid // (tiles_m * tiles_c)
-    row_ok = m < rows
-    inside = tl.where(row_ok, m, 0)
-    n = divide(inside, plane_mul, plane_shift)
-    pixel = inside - n * (P * Q)
-    p = divide(pixel, row_mul, row_shift)
-    q = pixel - p * Q
+    n, p, q, row_ok = pixel_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift)
     if TRANSPOSED:
         phase_h, phase_w = phase // STRIDE_W, phase % STRIDE_W
         first_h, taps_h, origin_h = taps_of(phase_h, pad_h, R, STRIDE_H, DILATION_H, STEP_H)
@@ -259,13 +249,8 @@ def depthwise_weight_grad(
     programs share the taps and each reads both tensors.
     """
     channels = channels * C_ALIGN
-    sxc, sxw = scaled(stride_xc, "c", X_INNER, X_ALIGN), scaled(stride_xw, "w", X_INNER, X_ALIGN)
-    sxn, sxh = stride_xn * X_ALIGN, stride_xh * X_ALIGN
-    syc, syw = scaled(stride_yc, "c", Y_INNER, Y_ALIGN), scaled(stride_yw, "w", Y_INNER, Y_ALIGN)
-    syn, syh = stride_yn * Y_ALIGN, stride_yh * Y_ALIGN
-    if WIDE:
-        sxn, sxc, sxh, sxw = widened(sxn, sxc, sxh, sxw)
-        syn, syc, syh, syw = widened(syn, syc, syh, syw)
+    sxn, sxc, sxh, sxw = element_strides(stride_xn, stride_xc, stride_xh, stride_xw, X_INNER, X_ALIGN, WIDE)
+    syn, syc, syh, syw = element_strides(stride_yn, stride_yc, stride_yh, stride_yw, Y_INNER, Y_ALIGN, WIDE)
 
     pid = tl.program_id(0)
     k = pid % tiles_c * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -288,12 +273,7 @@ def depthwise_weight_grad(
         total = tl.zeros((BLOCK_M, BLOCK_C), ACC)
     for block in range(first, last):
         m = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        row_ok = m < rows
-        inside = tl.where(row_ok, m, 0)
-        n = divide(inside, plane_mul, plane_shift)
-        pixel = inside - n * (P * Q)
-        p = divide(pixel, row_mul, row_shift)
-        q = pixel - p * Q
+        n, p, q, row_ok = pixel_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift)
         h0, w0 = p * STRIDE_H - pad_h, q * STRIDE_W - pad_w
         dy_at = by_pixel(n * syn + p * syh + q * syw, PIXELS_INNER)
         row_ok_2d, k_ok_2d = by_pixel(row_ok, PIXELS_INNER), by_channel(k_ok, PIXELS_INNER)

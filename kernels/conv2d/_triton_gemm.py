@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import activate, divide, kept, multiply, rounded, scaled, widened
+from .._triton_math import activate, element_strides, kept, multiply, pixel_of, pooled, rounded, scaled
 
 _SIZES = [
     "H",
@@ -66,32 +66,54 @@ def tile_of(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 
 @triton.jit
-def store_tile(
-    acc,
-    bias_ptr,
-    y_ptr,
-    rows_at,
-    row_ok,
-    k,
-    K,
-    channel,
-    stride_yk,
-    ACTIVATION: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    PIXELS_INNER: tl.constexpr,
-):
-    """``y = act(acc + bias)``, rounded once. Where pixels are innermost in memory the tile is turned first."""
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr + channel, mask=k < K, other=0.0).to(acc.dtype)
-        acc += bias[None, :]
-    acc = activate(acc, ACTIVATION)
-    value = rounded(acc, y_ptr.dtype.element_ty)
-    if PIXELS_INNER:
-        at = rows_at[None, :] + (channel * stride_yk)[:, None]  # [BLOCK_N, BLOCK_M]
-        tl.store(y_ptr + at, tl.trans(value), mask=row_ok[None, :] & (k < K)[:, None])
+def row_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, POOL: tl.constexpr):
+    """Image, row and column of output ``m``, and whether there is one. With ``POOL`` four outputs in a row are a 2x2
+    window, and ``P`` and ``Q`` count windows."""
+    if POOL == "none":
+        return pixel_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift)
     else:
-        at = rows_at[:, None] + (channel * stride_yk)[None, :]  # [BLOCK_M, BLOCK_N]
-        tl.store(y_ptr + at, value, mask=row_ok[:, None] & (k < K)[None, :])
+        n, p, q, ok = pixel_of(m // 4, rows // 4, P, Q, plane_mul, plane_shift, row_mul, row_shift)
+        return n, 2 * p + m % 4 // 2, 2 * q + m % 2, ok
+
+
+@triton.jit
+def finished(acc, bias_ptr, channel, k_ok, ELEMENT: tl.constexpr, ACTIVATION: tl.constexpr, HAS_BIAS: tl.constexpr):
+    """``act(acc + bias)``, rounded once."""
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel, mask=k_ok, other=0.0).to(acc.dtype)
+        acc += bias[None, :]
+    return rounded(activate(acc, ACTIVATION), ELEMENT)
+
+
+@triton.jit
+def store_tile(value, y_ptr, rows_at, row_ok, channels_at, k_ok, PIXELS_INNER: tl.constexpr):
+    """Writes ``[rows, channels]``; where pixels are innermost in memory the tile is turned first."""
+    if PIXELS_INNER:
+        at = rows_at[None, :] + channels_at[:, None]  # [BLOCK_N, rows]
+        tl.store(y_ptr + at, tl.trans(value), mask=row_ok[None, :] & k_ok[:, None])
+    else:
+        at = rows_at[:, None] + channels_at[None, :]  # [rows, BLOCK_N]
+        tl.store(y_ptr + at, value, mask=row_ok[:, None] & k_ok[None, :])
+
+
+@triton.jit
+def store_pooled(
+    value, y_ptr, code_ptr, tile_m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, syn, syh, syw, channels_at,
+    k_ok, POOL: tl.constexpr, CODE: tl.constexpr, ACTIVATION: tl.constexpr, ACC: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, PIXELS_INNER: tl.constexpr,
+):  # fmt: skip
+    """Pools each four rows of a finished tile, and writes them and (``CODE``) their codes."""
+    windows = tl.reshape(value.to(ACC), (BLOCK_M // 4, 2, 2, BLOCK_N))
+    left, right = tl.split(tl.permute(windows, (0, 1, 3, 2)))  # [BLOCK_M // 4, 2, BLOCK_N]
+    a, c = tl.split(tl.permute(left, (0, 2, 1)))
+    b, d = tl.split(tl.permute(right, (0, 2, 1)))
+    result, code = pooled(a, b, c, d, POOL, ACTIVATION)
+    m = tile_m * (BLOCK_M // 4) + tl.arange(0, BLOCK_M // 4)
+    n, p, q, row_ok = pixel_of(m, rows // 4, P, Q, plane_mul, plane_shift, row_mul, row_shift)
+    rows_at = kept(n * syn + p * syh + q * syw, row_ok)
+    store_tile(rounded(result, y_ptr.dtype.element_ty), y_ptr, rows_at, row_ok, channels_at, k_ok, PIXELS_INNER)
+    if CODE:
+        store_tile(code.to(tl.uint8), code_ptr, rows_at, row_ok, channels_at, k_ok, PIXELS_INNER)
 
 
 @triton.jit
@@ -168,6 +190,7 @@ def correlate(
     w_ptr,
     bias_ptr,
     y_ptr,
+    code_ptr,
     H,
     W,
     C,
@@ -223,6 +246,8 @@ def correlate(
     ROW_ALIGN: tl.constexpr,
     EVEN_C: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    POOL: tl.constexpr,
+    CODE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -235,17 +260,16 @@ def correlate(
     """One tile of the output, ``BLOCK_M`` pixels of a phase by ``BLOCK_N`` channels of a group.
 
     ``C`` and ``K`` are channels a group (in units of ``C_ALIGN`` and ``K_ALIGN``), ``P`` and ``Q`` a phase's rows and
-    columns, ``rows = N·P·Q``. ``PLANAR``: rows are consecutive pixels of one image, and images a program axis.
+    columns, ``rows = N·P·Q``. ``PLANAR``: rows are consecutive pixels of one image, and images a program axis. With
+    ``POOL`` ("max" or "avg") 2x2 windows of outputs are written as one, ``rows`` is four times their number.
     """
     C = C * C_ALIGN
     K = K * K_ALIGN
     rows = rows * ROW_ALIGN
-    sxc, sxw = scaled(stride_xc, "c", X_INNER, X_ALIGN), scaled(stride_xw, "w", X_INNER, X_ALIGN)
-    sxn, sxh = stride_xn * X_ALIGN, stride_xh * X_ALIGN
+    sxn, sxc, sxh, sxw = element_strides(stride_xn, stride_xc, stride_xh, stride_xw, X_INNER, X_ALIGN, WIDE)
+    syn, syc, syh, syw = element_strides(stride_yn, stride_yc, stride_yh, stride_yw, Y_INNER, Y_ALIGN, WIDE)
     swo, swi = scaled(stride_wo, "o", W_INNER, W_ALIGN), scaled(stride_wi, "i", W_INNER, W_ALIGN)
     swr, sws = stride_wr * W_ALIGN, stride_ws * W_ALIGN
-    syc, syw = scaled(stride_yc, "c", Y_INNER, Y_ALIGN), scaled(stride_yw, "w", Y_INNER, Y_ALIGN)
-    syn, syh = stride_yn * Y_ALIGN, stride_yh * Y_ALIGN
 
     tiles = tiles_m * tiles_n
     tile_m, tile_n = tile_of(tl.program_id(0) % tiles, tiles_m, tiles_n, GROUP_M)
@@ -267,12 +291,7 @@ def correlate(
             group = outer // phases
         else:
             group = outer
-        row_ok = m < rows
-        inside = tl.where(row_ok, m, 0)
-        n = divide(inside, plane_mul, plane_shift)
-        pixel = inside - n * (P * Q)
-        p = divide(pixel, row_mul, row_shift)
-        q = pixel - p * Q
+        n, p, q, row_ok = row_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, POOL)
 
     if TRANSPOSED:
         tap_h, taps_h, origin_h = taps_of(phase_h, pad_h, R, STRIDE_H, DILATION_H, STEP_H)
@@ -289,9 +308,6 @@ def correlate(
         TAP_H: tl.constexpr = DILATION_H
         TAP_W: tl.constexpr = DILATION_W
 
-    if WIDE:
-        sxn, sxc, sxh, sxw = widened(sxn, sxc, sxh, sxw)
-        syn, syc, syh, syw = widened(syn, syc, syh, syw)
     base = n * sxn + h0 * sxh + w0 * sxw + group * C * sxc  # may be negative: the first taps lie in the padding
     w_row = group * stride_wg * W_ALIGN + k * swo + tap_h * swr + tap_w * sws
     acc = reduce_taps(
@@ -367,21 +383,17 @@ def correlate(
                 PRECISION,
             )
             acc = tl.where((k // GROUP_OUT == g)[None, :], alone, acc)
-    rows_at = n * syn + out_h * syh + out_w * syw
-    store_tile(
-        acc,
-        bias_ptr,
-        y_ptr,
-        rows_at if PLANAR else kept(rows_at, row_ok),
-        row_ok,
-        k,
-        K,
-        group * K + k,
-        syc,
-        ACTIVATION,
-        HAS_BIAS,
-        Y_INNER == "w" and not PLANAR,
-    )
+    channel = group * K + k
+    value = finished(acc, bias_ptr, channel, k_ok, y_ptr.dtype.element_ty, ACTIVATION, HAS_BIAS)
+    if POOL == "none":
+        rows_at = n * syn + out_h * syh + out_w * syw
+        rows_at = rows_at if PLANAR else kept(rows_at, row_ok)
+        store_tile(value, y_ptr, rows_at, row_ok, channel * syc, k_ok, Y_INNER == "w" and not PLANAR)
+    else:
+        store_pooled(
+            value, y_ptr, code_ptr, tile_m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, syn, syh, syw,
+            channel * syc, k_ok, POOL, CODE, ACTIVATION, ACC, BLOCK_M, BLOCK_N, Y_INNER == "w",
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -390,6 +402,7 @@ def correlate_flat(
     w_ptr,
     bias_ptr,
     y_ptr,
+    code_ptr,
     H,
     W,
     K,
@@ -428,6 +441,8 @@ def correlate_flat(
     Y_ALIGN: tl.constexpr,
     K_ALIGN: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    POOL: tl.constexpr,
+    CODE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     ACC: tl.constexpr,
@@ -440,25 +455,16 @@ def correlate_flat(
     """:func:`correlate` for few channels: taps and channels are one flat reduction, so no product is padded to 16
     channels. The source is gathered element by element; what is read R·S times lies in the L1 cache."""
     K = K * K_ALIGN
-    syc, syw = scaled(stride_yc, "c", Y_INNER, Y_ALIGN), scaled(stride_yw, "w", Y_INNER, Y_ALIGN)
-    syn, syh = stride_yn * Y_ALIGN, stride_yh * Y_ALIGN
+    sxn, sxc, sxh, sxw = element_strides(stride_xn, stride_xc, stride_xh, stride_xw, "", 1, WIDE)
+    syn, syc, syh, syw = element_strides(stride_yn, stride_yc, stride_yh, stride_yw, Y_INNER, Y_ALIGN, WIDE)
     tiles = tiles_m * tiles_n
     tile_m, tile_n = tile_of(tl.program_id(0) % tiles, tiles_m, tiles_n, GROUP_M)
     group = tl.program_id(0) // tiles
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     k = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     k_ok = k < K
-    row_ok = m < rows
-    inside = tl.where(row_ok, m, 0)
-    n = divide(inside, plane_mul, plane_shift)
-    pixel = inside - n * (P * Q)
-    p = divide(pixel, row_mul, row_shift)
-    q = pixel - p * Q
+    n, p, q, row_ok = row_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, POOL)
     h0, w0 = p * STRIDE_H - pad_h, q * STRIDE_W - pad_w
-    sxn, sxc, sxh, sxw = stride_xn, stride_xc, stride_xh, stride_xw
-    if WIDE:
-        sxn, sxc, sxh, sxw = widened(sxn, sxc, sxh, sxw)
-        syn, syc, syh, syw = widened(syn, syc, syh, syw)
     base = n * sxn + h0 * sxh + w0 * sxw + group * C * sxc
     filters = group * stride_wg + k * stride_wo
     acc = tl.zeros((BLOCK_M, BLOCK_N), ACC)
@@ -475,18 +481,13 @@ def correlate_flat(
         inner = tap // S * stride_wr + tap % S * stride_ws + c * stride_wi
         b = tl.load(w_ptr + tl.where(w_ok, inner[:, None] + filters[None, :], 0), mask=w_ok, other=0.0)
         acc = multiply(a, b, acc, PRECISION, ACC)
-    rows_at = n * syn + p * syh + q * syw
-    store_tile(
-        acc,
-        bias_ptr,
-        y_ptr,
-        kept(rows_at, row_ok),
-        row_ok,
-        k,
-        K,
-        group * K + k,
-        syc,
-        ACTIVATION,
-        HAS_BIAS,
-        Y_INNER == "w",
-    )
+    channel = group * K + k
+    value = finished(acc, bias_ptr, channel, k_ok, y_ptr.dtype.element_ty, ACTIVATION, HAS_BIAS)
+    if POOL == "none":
+        rows_at = kept(n * syn + p * syh + q * syw, row_ok)
+        store_tile(value, y_ptr, rows_at, row_ok, channel * syc, k_ok, Y_INNER == "w")
+    else:
+        store_pooled(
+            value, y_ptr, code_ptr, tile_m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift, syn, syh, syw,
+            channel * syc, k_ok, POOL, CODE, ACTIVATION, ACC, BLOCK_M, BLOCK_N, Y_INNER == "w",
+        )  # fmt: skip

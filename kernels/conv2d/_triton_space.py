@@ -39,6 +39,7 @@ class Product:
         packed: small groups lie side by side; a tile that is computed again needs a second set of accumulators.
         unit: what multiplies: "half", "tf32", "fma" or "double"; ``passes`` products of it make one.
         options: everything else that changes the machine code: kernel size, stride, dilation, layouts.
+        written: bytes written for each of the product's, below 1 where the epilogue pools.
     """
 
     rows: int
@@ -53,6 +54,7 @@ class Product:
     passes: int
     options: tuple[object, ...]
     device: Device
+    written: float = 1.0
 
     @property
     def key(self) -> Key:
@@ -118,7 +120,7 @@ def _cost(config: Config, problem: Product) -> Cost:
     steps = max(problem.taps, 0.01) * _blocks(problem.inner, k)
     source = min(m, problem.rows) * problem.inner * problem.reuse * problem.itemsize
     filters = min(n, problem.columns) * problem.inner * problem.taps * problem.itemsize
-    result = min(m, problem.rows) * min(n, problem.columns) * problem.itemsize
+    result = min(m, problem.rows) * min(n, problem.columns) * problem.itemsize * problem.written
     return Cost(
         blocks=blocks,
         flops=2 * m * n * k * steps * problem.passes,

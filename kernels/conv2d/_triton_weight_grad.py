@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import divide, kept, multiply, rounded, scaled, widened
+from .._triton_math import divide, element_strides, kept, multiply, pixel_of, rounded
 
 _SIZES = ["H", "W", "P", "Q", "rows", "images", "pad_h", "pad_w", "blocks", "split", "tiles_k", "tiles_c"]
 _DIVISORS = ["plane_mul", "plane_shift", "row_mul", "row_shift"]
@@ -68,12 +68,7 @@ def accumulate(
             ok = q < rows
         else:
             m = block * BLOCK_K + tl.arange(0, BLOCK_K)
-            ok = m < rows
-            m = tl.where(ok, m, 0)
-            n = divide(m, plane_mul, plane_shift)
-            pixel = m - n * (P * Q)
-            p = divide(pixel, row_mul, row_shift)
-            q = pixel - p * Q
+            n, p, q, ok = pixel_of(m, rows, P, Q, plane_mul, plane_shift, row_mul, row_shift)
         dy_at = n * syn + p * syh + q * syw
         dy = tl.load(dy_ptr + dy_at[:, None] + k_at[None, :], mask=ok[:, None] & k_ok[None, :], other=0.0)
         h, w = p * STRIDE_H - pad_h, q * STRIDE_W - pad_w
@@ -166,13 +161,8 @@ def weight_grad(
     C = C * C_ALIGN
     K = K * K_ALIGN
     rows = rows * ROW_ALIGN
-    sxc, sxw = scaled(stride_xc, "c", X_INNER, X_ALIGN), scaled(stride_xw, "w", X_INNER, X_ALIGN)
-    sxn, sxh = stride_xn * X_ALIGN, stride_xh * X_ALIGN
-    syc, syw = scaled(stride_yc, "c", Y_INNER, Y_ALIGN), scaled(stride_yw, "w", Y_INNER, Y_ALIGN)
-    syn, syh = stride_yn * Y_ALIGN, stride_yh * Y_ALIGN
-    if WIDE:
-        sxn, sxc, sxh, sxw = widened(sxn, sxc, sxh, sxw)
-        syn, syc, syh, syw = widened(syn, syc, syh, syw)
+    sxn, sxc, sxh, sxw = element_strides(stride_xn, stride_xc, stride_xh, stride_xw, X_INNER, X_ALIGN, WIDE)
+    syn, syc, syh, syw = element_strides(stride_yn, stride_yc, stride_yh, stride_yw, Y_INNER, Y_ALIGN, WIDE)
 
     pid = tl.program_id(0)
     tile_k = pid % tiles_k

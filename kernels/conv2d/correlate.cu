@@ -2,7 +2,9 @@
 // channels of one group, the depth is taps and input channels together, channels inside. The filters come packed as a
 // matrix [phase][group][columns][depth] (pack.cu).
 //
-// For the input's gradient each phase (_taps.cuh) is a product of its own.
+// For the input's gradient each phase (_taps.cuh) is a product of its own. With POOL (_pool.cuh) four rows in a row are a
+// 2x2 window of outputs that becomes one; P and Q then count windows.
+#include "conv2d/_pool.cuh"
 #include "conv2d/_taps.cuh"
 #include "conv2d/_tile.cuh"
 
@@ -10,6 +12,7 @@ using namespace tilesmith;
 
 constexpr int A_ROW = BLOCK_K + VECTOR, B_ROW = BLOCK_K + VECTOR;  // padded: 8 rows lie in 8 different sets of banks
 constexpr int OUT_ROW = BLOCK_N + VECTOR;
+constexpr int AREA = POOL ? 4 : 1, OUT_ROWS = BLOCK_M / AREA;
 
 // How the source is dealt to threads: neighbouring threads take neighbouring channels of a pixel, A_UNIT at once, or
 // (ALONG_PIXELS) neighbouring pixels.
@@ -30,7 +33,17 @@ struct Shared {
         Element out[BLOCK_M * OUT_ROW];
     };
     Place depth[STAGES][A_UNITS];  // of each unit of a step: taps and channels
-    Index out_pixel[BLOCK_M];
+    Index out_pixel[OUT_ROWS];
+};
+
+// Image, row and column of pixel number `pixel` of N·P·Q.
+struct Pixel {
+    int n, p, q;
+
+    __device__ Pixel(int pixel, int P, int Q, Divisor by_plane, Divisor by_row) {
+        n = by_plane(pixel), p = by_row(pixel - n * (P * Q));
+        q = pixel - n * (P * Q) - p * Q;
+    }
 };
 
 // Writes where the units of step `step` of the depth lie, from the source's place of a row.
@@ -50,9 +63,9 @@ __device__ inline void find_depth(Place* depth, int step, int length, int inputs
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-correlate(const Element* source, const Element* filters, const Element* bias, Element* out, int pixels, int phases,
-          int tiles_n, int groups, int inputs, int outputs, int filter_row, int H, int W, int Y_H, int Y_W, int P, int Q,
-          int R, int S, int stride_h, int stride_w, int dilation_h, int dilation_w, int pad_h, int pad_w, int pace_h,
+correlate(const Element* source, const Element* filters, const Element* bias, Element* out, unsigned char* code,
+          int pixels, int phases, int tiles_n, int groups, int inputs, int outputs, int filter_row, int H, int W, int Y_H,
+          int Y_W, int P, int Q, int R, int S, int stride_h, int stride_w, int dilation_h, int dilation_w, int pad_h, int pad_w, int pace_h,
           int pace_w, int spread_h, int spread_w, int tap_step_h, int tap_step_w, int phases_w,
           unsigned long long by_plane, unsigned long long by_row, unsigned long long by_inputs, long long source_n,
           long long source_c, long long source_h, long long source_w, long long out_n, long long out_c, long long out_h,
@@ -86,19 +99,18 @@ correlate(const Element* source, const Element* filters, const Element* bias, El
         const int pixel = tile_m * BLOCK_M + first_row + i * ROW_STEP;
         rows[i] = {NOWHERE, NOWHERE, 0};
         if (pixel < pixels) {
-            const int n = Divisor(by_plane)(pixel), p = Divisor(by_row)(pixel - n * (P * Q));
-            const int q = pixel - n * (P * Q) - p * Q;
-            rows[i].h = p * pace_h + taps_h.start, rows[i].w = q * pace_w + taps_w.start;
-            rows[i].offset = n * Index(source_n) + rows[i].h * Index(source_h) + rows[i].w * Index(source_w);
+            Pixel at(pixel / AREA, P, Q, Divisor(by_plane), Divisor(by_row));
+            if (POOL) at.p = 2 * at.p + pixel % 4 / 2, at.q = 2 * at.q + pixel % 2;
+            rows[i].h = at.p * pace_h + taps_h.start, rows[i].w = at.q * pace_w + taps_w.start;
+            rows[i].offset = at.n * Index(source_n) + rows[i].h * Index(source_h) + rows[i].w * Index(source_w);
         }
     }
-    for (int row = thread; row < BLOCK_M; row += THREADS) {
-        const int pixel = tile_m * BLOCK_M + row;
-        const int n = Divisor(by_plane)(pixel), p = Divisor(by_row)(pixel - n * (P * Q));
-        const int q = pixel - n * (P * Q) - p * Q;
-        const int y_h = BACKWARD ? p * stride_h + phase_h : p, y_w = BACKWARD ? q * stride_w + phase_w : q;
-        const bool real = pixel < pixels && y_h < Y_H && y_w < Y_W;
-        shared.out_pixel[row] = real ? n * Index(out_n) + y_h * Index(out_h) + y_w * Index(out_w) : Index(-1);
+    for (int row = thread; row < OUT_ROWS; row += THREADS) {
+        const int pixel = tile_m * OUT_ROWS + row;
+        const Pixel at(pixel, P, Q, Divisor(by_plane), Divisor(by_row));
+        const int y_h = BACKWARD ? at.p * stride_h + phase_h : at.p, y_w = BACKWARD ? at.q * stride_w + phase_w : at.q;
+        const bool real = pixel < pixels / AREA && y_h < Y_H && y_w < Y_W;
+        shared.out_pixel[row] = real ? at.n * Index(out_n) + y_h * Index(out_h) + y_w * Index(out_w) : Index(-1);
     }
 
     Element held[A_STRAIGHT ? 1 : ROWS_EACH * UNITS_EACH];
@@ -173,14 +185,29 @@ correlate(const Element* source, const Element* filters, const Element* bias, El
     });
     __syncthreads();
     constexpr int OUT_UNITS = BLOCK_N / OUT_UNIT;
-    for (int i = thread; i < BLOCK_M * OUT_UNITS; i += THREADS) {
-        const int row = OUT_ALONG_PIXELS ? i % BLOCK_M : i / OUT_UNITS;
-        const int column = (OUT_ALONG_PIXELS ? i / BLOCK_M : i % OUT_UNITS) * OUT_UNIT;
+    for (int i = thread; i < OUT_ROWS * OUT_UNITS; i += THREADS) {
+        const int row = OUT_ALONG_PIXELS ? i % OUT_ROWS : i / OUT_UNITS;
+        const int column = (OUT_ALONG_PIXELS ? i / OUT_ROWS : i % OUT_UNITS) * OUT_UNIT;
         const int output = tile_n * BLOCK_N + column;
         const Index pixel = shared.out_pixel[row];
         if (pixel < 0 || output >= outputs) continue;
         typedef Pack<Element, OUT_UNIT> Unit;
-        *reinterpret_cast<Unit*>(out + pixel + (Index(group) * outputs + output) * Index(out_c)) =
-            *reinterpret_cast<const Unit*>(shared.out + row * OUT_ROW + column);
+        const Index to = pixel + (Index(group) * outputs + output) * Index(out_c);
+        const Element* from = shared.out + row * AREA * OUT_ROW + column;
+        if constexpr (POOL) {
+            Unit values;
+            Pack<unsigned char, OUT_UNIT> codes;
+#pragma unroll
+            for (int v = 0; v < OUT_UNIT; ++v) {
+                const Accumulator taps[4] = {widen(from[v]), widen(from[OUT_ROW + v]), widen(from[2 * OUT_ROW + v]),
+                                             widen(from[3 * OUT_ROW + v])};
+                const Pooled<Accumulator> window = pooled<POOL, ACTIVATION>(taps);
+                values.value[v] = narrow<Element>(window.value), codes.value[v] = window.code;
+            }
+            *reinterpret_cast<Unit*>(out + to) = values;
+            if (CODE) *reinterpret_cast<Pack<unsigned char, OUT_UNIT>*>(code + to) = codes;
+        } else {
+            *reinterpret_cast<Unit*>(out + to) = *reinterpret_cast<const Unit*>(from);
+        }
     }
 }

@@ -1,11 +1,14 @@
 """Dense layers: the contract every backend implements, the ops, and the dispatch.
 
-A backend is a module with three functions that write into preallocated arrays, on matrices ``x [M, I]``, ``w [O, I]``,
-``y [M, O]`` (callers flatten leading dimensions into M):
+A backend is a module with three functions that write into preallocated tensors (NumPy's: arrays), on matrices
+``x [M, I]``, ``w [O, I]``, ``y [M, O]`` (callers flatten leading dimensions into M). Their first argument is the name
+of an activation, "none" for gradients:
 
-- ``forward(x, w, bias, activation, y)``: ``y = act(x wᵀ + bias)``
-- ``input_grad(dy, w, dx)``: ``dx = dy w``
-- ``weight_grad(x, dy, dw, db)``: ``dw = dyᵀ x`` and (unless ``None``) ``db = Σ_m dy``
+- ``forward(activation, x, w, bias, y)``: ``y = act(x wᵀ + bias)``
+- ``input_grad("none", dy, w, dx)``: ``dx = dy w``
+- ``weight_grad("none", x, dy, dw, db)``: ``dw = dyᵀ x`` and (unless ``None``) ``db = Σ_m dy``
+
+Inputs may have any strides, also 0; outputs are contiguous. Sizes may be 0, and then sums are of nothing.
 """
 
 from __future__ import annotations
@@ -14,22 +17,21 @@ from typing import Any
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty, rounded
+from .._arrays import empty, run
 from .._ops import VmapRule, define, front, one_by_one
 from ..activation import check_activation
 from ..backends import Operation
 
 __all__ = ["OPERATION", "forward", "input_grad", "weight_grad"]
 
-OPERATION = Operation("linear", __name__, {"numpy": "._numpy"})
+OPERATION = Operation("linear", __name__, {"triton": "._triton", "cupy": "._cupy", "numpy": "._numpy"})
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
     check_activation(activation)
-    y = empty((x.shape[0], weight.shape[0]), compute_dtype(x.dtype), x.device)
-    bias_array = None if bias is None else as_array(bias)
-    OPERATION.implementation(x.device.type).forward(as_array(x), as_array(weight), bias_array, activation, y.numpy())
-    return rounded(y, x.dtype)
+    y = empty((x.shape[0], weight.shape[0]), x.dtype, x.device)
+    run(OPERATION.implementation(x.device.type), "forward", activation, (x, weight, bias), (y,))
+    return y
 
 
 def _forward_fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
@@ -37,9 +39,9 @@ def _forward_fake(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def _input_grad(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    dx = empty((dy.shape[0], weight.shape[1]), compute_dtype(dy.dtype), dy.device)
-    OPERATION.implementation(dy.device.type).input_grad(as_array(dy), as_array(weight), dx.numpy())
-    return rounded(dx, dy.dtype)
+    dx = empty((dy.shape[0], weight.shape[1]), dy.dtype, dy.device)
+    run(OPERATION.implementation(dy.device.type), "input_grad", "none", (dy, weight), (dx,))
+    return dx
 
 
 def _input_grad_fake(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -47,13 +49,10 @@ def _input_grad_fake(dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _weight_grad(x: torch.Tensor, dy: torch.Tensor, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    dtype = compute_dtype(x.dtype)
-    dw = empty((dy.shape[1], x.shape[1]), dtype, x.device)
-    db = empty((dy.shape[1] if bias else 0,), dtype, x.device)
-    OPERATION.implementation(x.device.type).weight_grad(
-        as_array(x), as_array(dy), dw.numpy(), db.numpy() if bias else None
-    )
-    return rounded(dw, x.dtype), rounded(db, x.dtype)
+    dw = empty((dy.shape[1], x.shape[1]), x.dtype, x.device)
+    db = empty((dy.shape[1] if bias else 0,), x.dtype, x.device)
+    run(OPERATION.implementation(x.device.type), "weight_grad", "none", (x, dy), (dw, db if bias else None))
+    return dw, db
 
 
 def _weight_grad_fake(x: torch.Tensor, dy: torch.Tensor, bias: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ _PIECE_BYTES = 4 * 1024 * 1024
 
 
 @quiet
-def forward(x: Array, w: Array, bias: Array | None, activation: str, y: Array) -> None:
+def forward(activation: str, x: Array, w: Array, bias: Array | None, y: Array) -> None:
     """``y = act(x wᵀ + bias)``, ``2·M·I·O`` FLOPs. No memory beyond the output."""
 
     def piece(m: slice, o: slice) -> None:
@@ -26,13 +26,13 @@ def forward(x: Array, w: Array, bias: Array | None, activation: str, y: Array) -
 
 
 @quiet
-def input_grad(dy: Array, w: Array, dx: Array) -> None:
+def input_grad(_: str, dy: Array, w: Array, dx: Array) -> None:
     """``dx = dy w``. No memory beyond the output."""
     matmul(dy, w, dx)
 
 
 @quiet
-def weight_grad(x: Array, dy: Array, dw: Array, db: Array | None) -> None:
+def weight_grad(_: str, x: Array, dy: Array, dw: Array, db: Array | None) -> None:
     """``dw = dyᵀ x`` and ``db = Σ_m dy``. No memory beyond the outputs."""
     matmul(dy.T, x, dw)
     if db is not None:

@@ -1,16 +1,22 @@
 """2-D pooling (max, average, window): the contract every backend implements, the ops, and the dispatch.
 
 "Window" pooling, which cuts the input into a given number of windows, goes by its usual name, adaptive pooling.
-A backend is a module with eight functions that write into preallocated arrays; ``index`` is torch's: ``h * W + w`` of
-the maximum within its plane, int64, laid out like ``y``.
+A backend is a module with eight functions that write into preallocated tensors (NumPy's: arrays):
 
 - ``max_forward(problem, x, y, index)`` and ``adaptive_max_forward``: ``index`` may be ``None``
 - ``max_backward(problem, dy, index, dx)``: for both; no atomics
 - ``max_gather(problem, ddx, index, ddy)``: the derivative of ``max_backward``
 - ``avg_forward(problem, x, y)``, ``avg_backward(problem, dy, dx)``, ``adaptive_avg_forward``, ``adaptive_avg_backward``
 
-In the ops a ``window`` is eight integers: kernel, stride, padding and dilation, each as height, width. An empty one
-stands for the windows of adaptive pooling where an op serves both.
+``index`` says where each maximum was, and is laid out like ``y``. Its dtype tells how: int64 is torch's ``h·W + w``
+within the plane; uint8 is the tap within the window, ``r·S + s`` with ``S = problem.kernel[1]`` (adaptive windows start
+at tap 0, ``S`` being what no window exceeds), and is what training keeps: an eighth of the bytes. Of equal values the
+first counts, of NaNs the last, and a NaN counts more than any number.
+
+Inputs may have any strides, also 0; outputs are dense in one of the two memory formats. In the ops a ``window`` is
+eight integers: kernel, stride, padding and dilation, each as height, width. An empty one stands for the windows of
+adaptive pooling where an op serves both. ``index`` there is "none", "tap" (uint8, or int64 where a window has more than
+256 taps) or "plane" (int64).
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from functools import lru_cache
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty, empty_like, is_channels_last, rounded
+from .._arrays import empty, empty_like, is_channels_last, run
 from .._ops import define, into_batch
 from ..backends import Operation
 from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
@@ -42,9 +48,11 @@ __all__ = [
     "max_gather",
 ]
 
-OPERATION = Operation("pool2d", __name__, {"numpy": "._numpy"})
+OPERATION = Operation("pool2d", __name__, {"triton": "._triton", "cupy": "._cupy", "numpy": "._numpy"})
 
 Problem = Pool2dProblem | AdaptivePool2dProblem
+
+_MOST_TAPS = 256  # of a window, that a byte can name
 
 
 def make_problem(
@@ -106,17 +114,15 @@ _problem = lru_cache(maxsize=4096)(make_problem)  # hot path: a lookup costs 0.5
 _adaptive_problem = lru_cache(maxsize=4096)(make_adaptive_problem)
 
 
-def _output(problem: Problem, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return empty((problem.N, problem.C, problem.P, problem.Q), dtype, x.device, is_channels_last(x))
+def _output(problem: Problem, x: torch.Tensor) -> torch.Tensor:
+    return empty((problem.N, problem.C, problem.P, problem.Q), x.dtype, x.device, is_channels_last(x))
 
 
-def _outputs(
-    problem: Problem, x: torch.Tensor, dtype: torch.dtype, with_index: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    y = _output(problem, x, dtype)
-    if not with_index:
-        return y, empty((0,), torch.int64, x.device)
-    return y, empty_like(y, torch.int64)
+def _outputs(problem: Problem, x: torch.Tensor, index: str) -> tuple[torch.Tensor, torch.Tensor]:
+    y = _output(problem, x)
+    if index == "none":
+        return y, empty((0,), torch.uint8, x.device)
+    return y, empty_like(y, torch.uint8 if index == "tap" and problem.taps <= _MOST_TAPS else torch.int64)
 
 
 def _index_problem(x_shape: Sequence[int], y_shape: Sequence[int], window: Sequence[int], ceil_mode: bool) -> Problem:
@@ -125,51 +131,50 @@ def _index_problem(x_shape: Sequence[int], y_shape: Sequence[int], window: Seque
     return _adaptive_problem(tuple(x_shape), tuple(y_shape[2:]))
 
 
-def _max_forward(
-    x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _run(
+    function: str, problem: Problem, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]
+) -> None:
+    run(OPERATION.implementation(inputs[0].device.type), function, problem, inputs, outputs)
+
+
+def _max_forward(x: torch.Tensor, window: list[int], ceil_mode: bool, index: str) -> tuple[torch.Tensor, torch.Tensor]:
     problem = _problem(x.shape, tuple(window), ceil_mode)
-    y, index = _outputs(problem, x, compute_dtype(x.dtype), with_index)
-    implementation = OPERATION.implementation(x.device.type)
-    implementation.max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
-    return rounded(y, x.dtype), index
+    y, where = _outputs(problem, x, index)
+    if y.numel():
+        _run("max_forward", problem, (x,), (y, None if index == "none" else where))
+    return y, where
 
 
 def _max_forward_fake(
-    x: torch.Tensor, window: list[int], ceil_mode: bool, with_index: bool
+    x: torch.Tensor, window: list[int], ceil_mode: bool, index: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    problem = make_problem(x.shape, window, ceil_mode)
-    return _outputs(problem, x, x.dtype, with_index)
+    return _outputs(make_problem(x.shape, window, ceil_mode), x, index)
 
 
-def _adaptive_max_forward(
-    x: torch.Tensor, output_size: list[int], with_index: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _adaptive_max_forward(x: torch.Tensor, output_size: list[int], index: str) -> tuple[torch.Tensor, torch.Tensor]:
     problem = _adaptive_problem(x.shape, tuple(output_size))
-    y, index = _outputs(problem, x, compute_dtype(x.dtype), with_index)
+    y, where = _outputs(problem, x, index)
     if y.numel():
-        implementation = OPERATION.implementation(x.device.type)
-        implementation.adaptive_max_forward(problem, as_array(x), y.numpy(), index.numpy() if with_index else None)
-    return rounded(y, x.dtype), index
+        _run("adaptive_max_forward", problem, (x,), (y, None if index == "none" else where))
+    return y, where
 
 
 def _adaptive_max_forward_fake(
-    x: torch.Tensor, output_size: list[int], with_index: bool
+    x: torch.Tensor, output_size: list[int], index: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    problem = make_adaptive_problem(x.shape, output_size)
-    return _outputs(problem, x, x.dtype, with_index)
+    return _outputs(make_adaptive_problem(x.shape, output_size), x, index)
 
 
 def _max_backward(
     dy: torch.Tensor, index: torch.Tensor, x_shape: list[int], window: list[int], ceil_mode: bool, channels_last: bool
 ) -> torch.Tensor:
     problem = _index_problem(x_shape, dy.shape, window, ceil_mode)
-    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
+    dx = empty(x_shape, dy.dtype, dy.device, channels_last)
     if dy.numel():
-        OPERATION.implementation(dy.device.type).max_backward(problem, as_array(dy), as_array(index), dx.numpy())
+        _run("max_backward", problem, (dy, index), (dx,))
     else:
         dx.zero_()
-    return rounded(dx, dy.dtype)
+    return dx
 
 
 def _max_backward_fake(
@@ -180,10 +185,10 @@ def _max_backward_fake(
 
 def _max_gather(ddx: torch.Tensor, index: torch.Tensor, window: list[int], ceil_mode: bool) -> torch.Tensor:
     problem = _index_problem(ddx.shape, index.shape, window, ceil_mode)
-    ddy = empty(index.shape, compute_dtype(ddx.dtype), ddx.device, is_channels_last(index))
+    ddy = empty(index.shape, ddx.dtype, ddx.device, is_channels_last(index))
     if ddy.numel():
-        OPERATION.implementation(ddx.device.type).max_gather(problem, as_array(ddx), as_array(index), ddy.numpy())
-    return rounded(ddy, ddx.dtype)
+        _run("max_gather", problem, (ddx, index), (ddy,))
+    return ddy
 
 
 def _max_gather_fake(ddx: torch.Tensor, index: torch.Tensor, window: list[int], ceil_mode: bool) -> torch.Tensor:
@@ -194,15 +199,16 @@ def _avg_forward(
     x: torch.Tensor, window: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int
 ) -> torch.Tensor:
     problem = _problem(x.shape, tuple(window), ceil_mode, count_include_pad, divisor_override)
-    y = _output(problem, x, compute_dtype(x.dtype))
-    OPERATION.implementation(x.device.type).avg_forward(problem, as_array(x), y.numpy())
-    return rounded(y, x.dtype)
+    y = _output(problem, x)
+    if y.numel():
+        _run("avg_forward", problem, (x,), (y,))
+    return y
 
 
 def _avg_forward_fake(
     x: torch.Tensor, window: list[int], ceil_mode: bool, count_include_pad: bool, divisor_override: int
 ) -> torch.Tensor:
-    return _output(make_problem(x.shape, window, ceil_mode, count_include_pad, divisor_override), x, x.dtype)
+    return _output(make_problem(x.shape, window, ceil_mode, count_include_pad, divisor_override), x)
 
 
 def _avg_backward(
@@ -215,9 +221,10 @@ def _avg_backward(
     channels_last: bool,
 ) -> torch.Tensor:
     problem = _problem(tuple(x_shape), tuple(window), ceil_mode, count_include_pad, divisor_override)
-    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
-    OPERATION.implementation(dy.device.type).avg_backward(problem, as_array(dy), dx.numpy())
-    return rounded(dx, dy.dtype)
+    dx = empty(x_shape, dy.dtype, dy.device, channels_last)
+    if dx.numel():
+        _run("avg_backward", problem, (dy,), (dx,))
+    return dx
 
 
 def _avg_backward_fake(
@@ -234,24 +241,24 @@ def _avg_backward_fake(
 
 def _adaptive_avg_forward(x: torch.Tensor, output_size: list[int]) -> torch.Tensor:
     problem = _adaptive_problem(x.shape, tuple(output_size))
-    y = _output(problem, x, compute_dtype(x.dtype))
+    y = _output(problem, x)
     if y.numel():
-        OPERATION.implementation(x.device.type).adaptive_avg_forward(problem, as_array(x), y.numpy())
-    return rounded(y, x.dtype)
+        _run("adaptive_avg_forward", problem, (x,), (y,))
+    return y
 
 
 def _adaptive_avg_forward_fake(x: torch.Tensor, output_size: list[int]) -> torch.Tensor:
-    return _output(make_adaptive_problem(x.shape, output_size), x, x.dtype)
+    return _output(make_adaptive_problem(x.shape, output_size), x)
 
 
 def _adaptive_avg_backward(dy: torch.Tensor, x_shape: list[int], channels_last: bool) -> torch.Tensor:
     problem = _adaptive_problem(tuple(x_shape), tuple(dy.shape[2:]))
-    dx = empty(x_shape, compute_dtype(dy.dtype), dy.device, channels_last)
+    dx = empty(x_shape, dy.dtype, dy.device, channels_last)
     if dy.numel():
-        OPERATION.implementation(dy.device.type).adaptive_avg_backward(problem, as_array(dy), dx.numpy())
+        _run("adaptive_avg_backward", problem, (dy,), (dx,))
     else:
         dx.zero_()
-    return rounded(dx, dy.dtype)
+    return dx
 
 
 def _adaptive_avg_backward_fake(dy: torch.Tensor, x_shape: list[int], channels_last: bool) -> torch.Tensor:
@@ -259,13 +266,13 @@ def _adaptive_avg_backward_fake(dy: torch.Tensor, x_shape: list[int], channels_l
 
 
 max_forward = define(
-    "pool2d_max_forward(Tensor x, int[] window, bool ceil_mode, bool with_index) -> (Tensor, Tensor)",
+    "pool2d_max_forward(Tensor x, int[] window, bool ceil_mode, str index) -> (Tensor, Tensor)",
     _max_forward,
     _max_forward_fake,
     into_batch(),
 )
 adaptive_max_forward = define(
-    "pool2d_adaptive_max_forward(Tensor x, SymInt[] output_size, bool with_index) -> (Tensor, Tensor)",
+    "pool2d_adaptive_max_forward(Tensor x, SymInt[] output_size, str index) -> (Tensor, Tensor)",
     _adaptive_max_forward,
     _adaptive_max_forward_fake,
     into_batch(),

@@ -46,6 +46,11 @@ class Pool2dProblem:
         return pooled_size(self.W, self.kernel[1], self.stride[1], self.padding[1], self.dilation[1], self.ceil_mode)
 
     @property
+    def taps(self) -> int:
+        """Of a window."""
+        return self.kernel[0] * self.kernel[1]
+
+    @property
     def overlapping(self) -> bool:
         """Whether two windows can cover one input element."""
         return any((k - 1) * d >= s for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
@@ -68,6 +73,16 @@ class AdaptivePool2dProblem:
     W: int
     P: int
     Q: int
+
+    @cached_property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width that no window exceeds: what a tap's number is made with."""
+        return (self.H + 2 * self.P - 2) // max(self.P, 1), (self.W + 2 * self.Q - 2) // max(self.Q, 1)
+
+    @property
+    def taps(self) -> int:
+        """At most, of a window."""
+        return self.kernel[0] * self.kernel[1]
 
     @property
     def overlapping(self) -> bool:

@@ -1,9 +1,10 @@
 """Softmax and log-softmax over one dimension: the contract every backend implements, the ops, and the dispatch.
 
-A backend is a module with two functions that write into preallocated arrays:
+A backend is a module with two functions that write into preallocated tensors (NumPy's: arrays). Their first argument is
+the pair ``(dim, log)``:
 
-- ``forward(x, dim, log, y)``: ``y = exp(x - m) / Σ exp(x - m)`` with ``m = max x``, or its logarithm
-- ``backward(dy, y, dim, log, dx)``: ``dx = y (dy - Σ dy·y)``, or ``dx = dy - exp(y) Σ dy``
+- ``forward(what, x, y)``: ``y = exp(x - m) / Σ exp(x - m)`` with ``m = max x``, or its logarithm
+- ``backward(what, dy, y, dx)``: ``dx = y (dy - Σ dy·y)``, or ``dx = dy - exp(y) Σ dy``
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from typing import Any
 
 import torch
 
-from .._arrays import as_array, compute_dtype, empty_like, rounded
+from .._arrays import empty_like, run
 from .._ops import VmapRule, define, front
 from ..backends import Operation
 
 __all__ = ["OPERATION", "backward", "forward"]
 
-OPERATION = Operation("softmax", __name__, {"numpy": "._numpy"})
+OPERATION = Operation("softmax", __name__, {"triton": "._triton", "cupy": "._cupy", "numpy": "._numpy"})
 
 
 def _forward(x: torch.Tensor, dim: int, log: bool) -> torch.Tensor:
-    y = empty_like(x, compute_dtype(x.dtype))
+    y = empty_like(x, x.dtype)
     if y.numel():
-        OPERATION.implementation(x.device.type).forward(as_array(x), dim, log, y.numpy())
-    return rounded(y, x.dtype)
+        run(OPERATION.implementation(x.device.type), "forward", (dim, log), (x,), (y,))
+    return y
 
 
 def _forward_fake(x: torch.Tensor, dim: int, log: bool) -> torch.Tensor:
@@ -33,10 +34,10 @@ def _forward_fake(x: torch.Tensor, dim: int, log: bool) -> torch.Tensor:
 
 
 def _backward(dy: torch.Tensor, y: torch.Tensor, dim: int, log: bool) -> torch.Tensor:
-    dx = empty_like(y, compute_dtype(y.dtype))
+    dx = empty_like(y, y.dtype)
     if dx.numel():
-        OPERATION.implementation(y.device.type).backward(as_array(dy), as_array(y), dim, log, dx.numpy())
-    return rounded(dx, y.dtype)
+        run(OPERATION.implementation(y.device.type), "backward", (dim, log), (dy, y), (dx,))
+    return dx
 
 
 def _backward_fake(dy: torch.Tensor, y: torch.Tensor, dim: int, log: bool) -> torch.Tensor:

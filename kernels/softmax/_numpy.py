@@ -13,8 +13,9 @@ _BLOCK_BYTES = 256 * 1024  # a block and its exponentials stay within a 1 MB L2 
 
 
 @quiet
-def forward(x: Array, dim: int, log: bool, y: Array) -> None:
+def forward(what: tuple[int, bool], x: Array, y: Array) -> None:
     """As in the contract. A slice that is all -inf, or holds +inf or NaN, gives NaN as in torch."""
+    dim, log = what
 
     def block(x: Array, y: Array) -> None:
         np.subtract(x, x.max(axis=dim, keepdims=True), out=y)
@@ -28,8 +29,9 @@ def forward(x: Array, dim: int, log: bool, y: Array) -> None:
 
 
 @quiet
-def backward(dy: Array, y: Array, dim: int, log: bool, dx: Array) -> None:
+def backward(what: tuple[int, bool], dy: Array, y: Array, dx: Array) -> None:
     """As in the contract. Extra memory: a block a thread."""
+    dim, log = what
 
     def block(dy: Array, y: Array, dx: Array) -> None:
         if log:

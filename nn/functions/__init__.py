@@ -2,6 +2,7 @@
 
 from .activation import activation
 from .conv2d import conv2d
+from .conv_pool2d import conv_pool2d
 from .linear import linear
 from .pool2d import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d, max_pool2d
 from .rnn import rnn, stack_directions
@@ -14,6 +15,7 @@ __all__ = [
     "adaptive_max_pool2d",
     "avg_pool2d",
     "conv2d",
+    "conv_pool2d",
     "linear",
     "max_pool2d",
     "rnn",

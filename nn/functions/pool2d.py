@@ -19,23 +19,23 @@ Window = tuple[int, ...]  # kernel, stride, padding, dilation, each (height, wid
 
 class MaxPool2d(Function):
     @staticmethod
-    def forward(x: torch.Tensor, window: Window, ceil_mode: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        return kernels.max_forward(x, window, ceil_mode, True)
+    def forward(x: torch.Tensor, window: Window, ceil_mode: bool, index: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return kernels.max_forward(x, window, ceil_mode, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-        x, ctx.window, ctx.ceil_mode = inputs
+        x, ctx.window, ctx.ceil_mode, _ = inputs
         _save_index(ctx, x, output[1])
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[Any, ...]:
-        return _scatter(ctx, dy, ctx.window, ctx.ceil_mode), None, None
+        return _scatter(ctx, dy, ctx.window, ctx.ceil_mode), None, None, None
 
 
 class AdaptiveMaxPool2d(Function):
     @staticmethod
-    def forward(x: torch.Tensor, output_size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        return kernels.adaptive_max_forward(x, output_size, True)
+    def forward(x: torch.Tensor, output_size: tuple[int, int], index: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return kernels.adaptive_max_forward(x, output_size, index)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
@@ -43,7 +43,7 @@ class AdaptiveMaxPool2d(Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor, _: Any) -> tuple[Any, ...]:
-        return _scatter(ctx, dy, (), False), None
+        return _scatter(ctx, dy, (), False), None, None
 
 
 def _save_index(ctx: Any, x: torch.Tensor, index: torch.Tensor) -> None:
@@ -172,24 +172,30 @@ class AdaptiveAvgPool2dBackward(Function):
 
 
 def max_pool2d(x: torch.Tensor, window: Window, ceil_mode: bool, with_index: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The maximum of each window and (empty unless wanted or needed) its index in the plane. ``x`` is [N, C, H, W]."""
-    if with_index or _differentiated(x):
-        return MaxPool2d.call(x, window, ceil_mode)
-    return kernels.max_forward(x, window, ceil_mode, False)
+    """The maximum of each window and its index in the plane (int64; something else or empty unless asked for)."""
+    index = _index(x, with_index)
+    if index == "none":
+        return kernels.max_forward(x, window, ceil_mode, index)
+    return MaxPool2d.call(x, window, ceil_mode, index)
 
 
 def adaptive_max_pool2d(
     x: torch.Tensor, output_size: tuple[int, int], with_index: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`max_pool2d`, of ``output_size`` windows."""
-    if with_index or _differentiated(x):
-        return AdaptiveMaxPool2d.call(x, output_size)
-    return kernels.adaptive_max_forward(x, output_size, False)
+    index = _index(x, with_index)
+    if index == "none":
+        return kernels.adaptive_max_forward(x, output_size, index)
+    return AdaptiveMaxPool2d.call(x, output_size, index)
 
 
-def _differentiated(x: torch.Tensor) -> bool:
-    """Whether a backward may ask for the index. Inside functorch transforms ``requires_grad`` does not tell."""
-    return torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled())
+def _index(x: torch.Tensor, wanted: bool) -> str:
+    """What to keep of where the maxima were: torch's index if wanted, else a byte each where a backward may ask."""
+    if wanted:
+        return "plane"
+    # inside functorch transforms requires_grad does not tell
+    differentiated = torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled())
+    return "tap" if differentiated else "none"
 
 
 def avg_pool2d(

@@ -1,7 +1,7 @@
 """Modules, drop-in for those of ``torch.nn``, on this library's kernels: subclasses, but for the recurrent ones."""
 
 from .activation import LogSoftmax, ReLU, Sigmoid, Softmax, Tanh
-from .conv import Conv2d
+from .conv import Conv2d, ConvPool2d
 from .linear import Linear
 from .pooling import AdaptiveAvgPool2d, AdaptiveMaxPool2d, AvgPool2d, MaxPool2d
 from .rnn import GRU, LSTM, RNN, BiLSTM
@@ -18,6 +18,7 @@ __all__ = [
     "AvgPool2d",
     "BiLSTM",
     "Conv2d",
+    "ConvPool2d",
     "GRUCell",
     "LSTMCell",
     "Linear",

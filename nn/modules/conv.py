@@ -1,4 +1,4 @@
-"""Convolution: ``torch.nn.Conv2d`` on this library's kernels, with a fused activation and freer padding."""
+"""Convolution: ``torch.nn.Conv2d`` on this library's kernels, freer padding, and what is fused behind it."""
 
 from __future__ import annotations
 
@@ -56,19 +56,14 @@ class Conv2d(FusedActivation, torch.nn.Conv2d):
         self.activation = self._checked(activation)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(*self._arguments(input), activation=self.activation)
+
+    def _arguments(self, input: torch.Tensor) -> tuple[Any, ...]:
+        """Those of ``functional.conv2d``, in order."""
         padding = self.padding
         if self.padding_mode != "zeros":
             input, padding = self._pad(input), 0
-        return F.conv2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            activation=self.activation,
-        )
+        return input, self.weight, self.bias, self.stride, padding, self.dilation, self.groups
 
     def _pad(self, input: torch.Tensor) -> torch.Tensor:
         """The input with its border reflected, replicated or wrapped around."""
@@ -79,6 +74,44 @@ class Conv2d(FusedActivation, torch.nn.Conv2d):
             sides = F._sides(self.padding)
         top, bottom, left, right = sides
         return torch.nn.functional.pad(input, (left, right, top, bottom), mode=self.padding_mode)
+
+
+class ConvPool2d(Conv2d):
+    """Convolution, bias, activation and 2x2 pooling in one pass: :func:`tilesmith.nn.functional.conv_pool2d`.
+
+    The same results and gradients as ``Sequential(Conv2d(...), ReLU(), MaxPool2d(2))``, and the same parameters. What
+    the convolution gives is neither written nor kept: a training keeps the pooled output and one byte an element.
+
+    Args:
+        activation: "relu", "sigmoid", "tanh" or ``None``; before an average only "relu" or ``None``.
+        pool: "max" or "avg".
+
+    The other arguments are those of :class:`Conv2d`.
+
+    Raises:
+        ValueError: an unknown activation or pooling, or an average of sigmoids or tanhs.
+    """
+
+    pool: str = "max"
+
+    def __init__(self, *args: Any, activation: str | None = "relu", pool: str = "max", **kwargs: Any) -> None:
+        super().__init__(*args, activation=activation, **kwargs)
+        if pool not in ("max", "avg"):
+            raise ValueError(f"pool is {pool!r}, it must be 'max' or 'avg'")
+        if not self.can_pool(pool, activation):
+            raise ValueError(f"pool='avg' goes with no activation or with 'relu', not with {activation!r}")
+        self.pool = pool
+
+    @staticmethod
+    def can_pool(pool: str, activation: str | None) -> bool:
+        """Whether this activation can stand before this pooling in one pass."""
+        return pool == "max" or activation in (None, "relu")
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return F.conv_pool2d(*self._arguments(input), activation=self.activation, pool=self.pool)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, pool={self.pool}"
 
 
 def _checked_sides(padding: Any) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -1,0 +1,75 @@
+"""Convolution and 2x2 pooling in NumPy, a block of images at a time: no whole output of the convolution is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from .._arrays import Array
+from ..conv2d import _numpy as convolution
+from ..pool2d import Pool2dProblem
+from ..pool2d import _numpy as pooling
+from ._problem import ConvPool2dProblem
+
+_BLOCK_BYTES = 8 * 1024 * 1024  # of the convolution's output
+
+
+def forward(problem: ConvPool2dProblem, x: Array, w: Array, bias: Array | None, y: Array, code: Array | None) -> None:
+    """As in the contract. Extra memory: a block of the convolution's output."""
+    p = problem.convolution
+    channels_last = not y.flags.c_contiguous
+    each = max(1, _BLOCK_BYTES // (p.K * p.P * p.Q * y.itemsize))
+    for first in range(0, p.N, each):
+        part = slice(first, min(first + each, p.N))
+        images = part.stop - first
+        shape = (images, p.P, p.Q, p.K) if channels_last else (images, p.K, p.P, p.Q)
+        z = np.empty(shape, y.dtype)
+        z = z.transpose(0, 3, 1, 2) if channels_last else z
+        convolution.forward(replace(p, N=images), x[part], w, bias, z)
+        window = _window(problem, images)
+        if problem.pool == "max":
+            pooling.max_forward(window, z, y[part], None if code is None else code[part])
+            continue
+        pooling.avg_forward(window, z, y[part])
+        if code is not None:
+            bits = code[part]
+            bits[...] = 0
+            for tap in range(4):  # ReLU's gradient stops where its output is <= 0: it passes where that is NaN
+                bits |= (~(_tap(z, tap, problem) <= 0)).view(np.uint8) << np.uint8(tap)
+
+
+def backward(problem: ConvPool2dProblem, dy: Array, y: Array | None, code: Array | None, dz: Array) -> None:
+    """As in the contract. Extra memory: one array like ``dy``."""
+    window = _window(problem, problem.convolution.N)
+    activation = problem.convolution.activation
+    if problem.pool == "max":
+        assert code is not None
+        if y is not None:
+            dy = _slope(activation, dy, y)
+        pooling.max_backward(window, dy, code, dz)
+        return
+    if code is None:
+        pooling.avg_backward(window, dy, dz)
+        return
+    dz[...] = 0
+    share = dy * dy.dtype.type(0.25)
+    for tap in range(4):
+        np.copyto(_tap(dz, tap, problem), share, where=(code >> np.uint8(tap) & np.uint8(1)).view(bool))
+
+
+def _slope(activation: str, dy: Array, y: Array) -> Array:
+    """``dy · act'``, told from the output."""
+    if activation == "relu":
+        return np.where(y <= 0, dy.dtype.type(0), dy)
+    return dy * (y * (1 - y)) if activation == "sigmoid" else dy * (1 - y * y)
+
+
+def _tap(z: Array, tap: int, problem: ConvPool2dProblem) -> Array:
+    """The elements of all windows that lie at one tap."""
+    return z[:, :, tap // 2 : 2 * problem.P : 2, tap % 2 : 2 * problem.Q : 2]
+
+
+def _window(problem: ConvPool2dProblem, images: int) -> Pool2dProblem:
+    p = problem.convolution
+    return Pool2dProblem(images, p.K, p.P, p.Q, (2, 2), (2, 2), (0, 0))
