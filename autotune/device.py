@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,14 +15,14 @@ import torch
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU, real or only named.
+    """A GPU, real or only named, or this machine's CPU.
 
     Attributes:
-        name: of the card.
-        arch: "sm_90" and the like.
-        multiprocessors: how many there are.
-        shared_bytes: the most shared memory one block can have.
-        shared_bytes_each: shared memory of one multiprocessor.
+        name: of the card, or the CPU's model.
+        arch: "sm_90" and the like, or "cpu".
+        multiprocessors: how many there are; of a CPU, the threads that torch may use.
+        shared_bytes: the most shared memory one block can have; of a CPU, a core's second-level cache.
+        shared_bytes_each: shared memory of one multiprocessor; of a CPU, the same cache.
         bytes_per_second: device memory bandwidth.
         flops: dense FLOP/s by unit: "half" (float16 and bfloat16) and "tf32" on tensor cores, "fma" (float32) and
             "double" on the others, as the maker states them.
@@ -83,6 +85,50 @@ def device_of(tensor: torch.Tensor) -> Device:
     return TARGETS["sm_90"]
 
 
+_L2_BYTES = 1024 * _KB  # of a core, where the system does not say
+
+
+def cpu() -> Device:
+    """This machine's CPU with the threads that torch may use now. Its rates are those of a common server core: they
+    rank configurations and say little of times."""
+    return _of_cpu(torch.get_num_threads())
+
+
+@lru_cache(maxsize=64)
+def _of_cpu(threads: int) -> Device:
+    l2_bytes = _l2_bytes()
+    return Device(
+        _cpu_name(),
+        "cpu",
+        threads,
+        l2_bytes,
+        l2_bytes,
+        threads * 8e9,
+        *(threads * rate for rate in (90e9, 90e9, 90e9, 45e9)),
+    )
+
+
+def _l2_bytes() -> int:
+    try:
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        found = 0
+    return found if found > 0 else _L2_BYTES
+
+
+def _cpu_name() -> str:
+    """The model, such as "AMD EPYC 9654", from the kernel where it tells; else the architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() == "model name" and value.strip():
+                    return " ".join(value.split())
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
 @lru_cache(maxsize=64)
 def _of_cuda(index: int) -> Device:
     """The card, with the rates of its generation's named card scaled by the number of multiprocessors."""
@@ -95,7 +141,7 @@ def _of_cuda(index: int) -> Device:
     scale = properties.multi_processor_count / generation.multiprocessors
     return replace(
         generation,
-        name=properties.name,
+        name=properties.name.removeprefix("NVIDIA "),  # as it is called where it is planned for
         arch=f"sm_{properties.major}{properties.minor}",
         multiprocessors=properties.multi_processor_count,
         shared_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]

@@ -21,6 +21,11 @@ _SHARED_BYTES_PER_SECOND = 128 * 1.7e9  # of one multiprocessor: 128 bytes a clo
 _LATENCY_SECONDS = 0.6e-6  # of device memory
 _SHARE_OF_PEAK = 0.85  # what a long loop without stalls reaches, of memory and of arithmetic
 
+# of a CPU: a NumPy call on a small array, and how many the loop around a body is worth; caches against memory
+_CALL_SECONDS = 1.5e-6
+_BODY_CALLS = 4
+_CACHE_SPEEDUP = 4.0
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -37,6 +42,10 @@ class Cost:
         threads: in the block.
         registers: a thread.
         extra_bytes, extra_launches: of further launches that the result needs (a sum of slabs).
+
+    On a CPU a block is a call of a loop's body: ``bytes`` are those that its passes read and write, whether in cache or
+    not, ``steps`` the NumPy calls in it, ``shared`` the bytes it comes back to, which should stay in the cache, and
+    ``threads`` how many blocks run at once.
     """
 
     blocks: int
@@ -63,6 +72,8 @@ def resident(cost: Cost, device: Device) -> int:
 
 def seconds(cost: Cost, device: Device) -> float:
     """The predicted time of the launch; infinite where it cannot run."""
+    if device.arch == "cpu":
+        return _on_cpu(cost, device)
     beside = resident(cost, device)
     if beside == 0:
         return float("inf")
@@ -73,6 +84,19 @@ def seconds(cost: Cost, device: Device) -> float:
         time += _wave(cost, device, ceil(rest / device.multiprocessors), rest)
     extra = cost.extra_bytes / (device.bytes_per_second * _SHARE_OF_PEAK) + cost.extra_launches * _LAUNCH_SECONDS
     return time + extra + _LAUNCH_SECONDS
+
+
+def _on_cpu(cost: Cost, device: Device) -> float:
+    """Calls wait for one another (the interpreter's lock); their arithmetic and their memory traffic do not."""
+    threads = max(1, min(cost.threads, device.multiprocessors, cost.blocks))
+    rounds = ceil(cost.blocks / threads)
+    calls = (cost.blocks * (_BODY_CALLS + cost.steps) + cost.extra_launches) * _CALL_SECONDS
+    arithmetic = rounds * cost.flops * device.multiprocessors / device.flops(cost.unit)
+    missing = 0.0 if cost.shared <= device.shared_bytes else 1 - device.shared_bytes / cost.shared
+    traffic = rounds * cost.bytes * (missing + (1 - missing) / _CACHE_SPEEDUP)
+    memory = traffic * device.multiprocessors / device.bytes_per_second
+    extra = cost.extra_bytes / device.bytes_per_second
+    return calls + arithmetic + memory + extra
 
 
 def _wave(cost: Cost, device: Device, beside: int, blocks: int) -> float:

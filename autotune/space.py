@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from .device import Device
+from .device import Device, cpu
 from .model import Cost, seconds
 
 Config = Mapping[str, Any]
@@ -30,7 +30,7 @@ def _anything_goes(config: Config, problem: Any) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tunable:
     """A kernel as the tuner sees it; it names no op and no backend beyond its own ``name``.
 
@@ -42,6 +42,7 @@ class Tunable:
         reasons: for each parameter, why its values are what they are; printed in the table of kernels.
         key: of a problem: an exact part, and sizes that may be compared on a logarithmic scale.
         cost: what a configuration costs on a problem.
+        abi: counted up when the same parameter values come to mean something else; rows of another number are ignored.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Tunable:
     reasons: Mapping[str, str] = field(default_factory=dict)
     key: Callable[[Any], Key] | None = None
     cost: Callable[[Config, Any], Cost] | None = None
+    abi: int = 1
 
     def configs(self, problem: Any) -> Iterator[Config]:
         """Every valid configuration for the problem, in the order of the space."""
@@ -58,6 +60,12 @@ class Tunable:
             config = dict(zip(self.space, values, strict=True))
             if self.refusal(config, problem) is None:
                 yield config
+
+    def predicted(self, config: Config, problem: Any) -> float | None:
+        """The analytic model's time in seconds, on the problem's device (else this CPU); ``None`` without a cost."""
+        if self.cost is None:
+            return None
+        return seconds(self.cost(config, problem), getattr(problem, "device", None) or cpu())
 
     def check(self, config: Config, problem: Any) -> None:
         """Checks a configuration that somebody asked for.

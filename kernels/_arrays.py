@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+
+from ..autotune import watch
 
 Array = NDArray[Any]
 
@@ -76,9 +79,14 @@ def run(
     A backend whose module says ``ON_TENSORS = True`` gets the tensors. NumPy's functions get arrays in the compute
     dtype; what they computed for a half type is rounded into the output afterwards.
     """
+    if watch.told is not None:
+        watch.told(implementation, function, problem, inputs, outputs)
     call = getattr(implementation, function)
     if getattr(implementation, "ON_TENSORS", False):
-        call(problem, *inputs, *outputs)
+        # a tensor may be the negative of what its memory says, which kernels do not see
+        inputs = [t if t is None or not t.is_neg() else t.resolve_neg() for t in inputs]
+        with _there(outputs):
+            call(problem, *inputs, *outputs)
         return
     arrays = [None if t is None else as_array(t) for t in inputs]
     wide = [t if t is None or t.dtype not in _COMPUTE else empty_like(t, _COMPUTE[t.dtype]) for t in outputs]
@@ -86,6 +94,14 @@ def run(
     for output, result in zip(outputs, wide, strict=True):
         if output is not result and output is not None and result is not None:
             output.copy_(result)
+
+
+def _there(outputs: Sequence[torch.Tensor | None]) -> AbstractContextManager[Any]:
+    """Makes the GPU that the outputs are on the current one, for launches go to that."""
+    device = next((t.device for t in outputs if t is not None), None)
+    if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
 
 
 def flat(*arrays: Array) -> tuple[Array, ...] | None:

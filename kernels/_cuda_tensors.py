@@ -24,6 +24,11 @@ def by(d: int) -> Any:
     return np.uint64(shift << 32 | multiplier)
 
 
+def divisors(*values: int) -> tuple[Any, ...]:
+    """:func:`by` of each."""
+    return tuple(map(by, values))
+
+
 def strides_of(tensor: torch.Tensor) -> list[int]:
     """Strides, 0 where there is one element: those numbers mean nothing."""
     return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]

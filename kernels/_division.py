@@ -1,4 +1,4 @@
-"""Division by a number that only the host knows, as kernels do it: one high product and a shift."""
+"""Whole numbers on the host: division as kernels do it, how many blocks there are, powers of two."""
 
 from __future__ import annotations
 
@@ -10,3 +10,13 @@ def divisor(d: int) -> tuple[int, int]:
     """
     shift = max(d - 1, 0).bit_length()
     return -(-(1 << (31 + shift)) // max(d, 1)), shift
+
+
+def blocks_of(n: int, size: int) -> int:
+    """How many blocks of ``size`` hold ``n``."""
+    return -(-n // size)
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is at least ``n``."""
+    return 1 << max(n - 1, 0).bit_length()

@@ -45,10 +45,11 @@ def define(
     def call(*args: Any) -> Any:
         if (
             not torch.compiler.is_compiling()
-            and type(args[0]).__torch_dispatch__ is _NO_DISPATCH
+            and all(type(a) in _PLAIN or not _dispatches(a) for a in args)
             and not torch._C._are_functorch_transforms_active()
             and not torch._C._len_torch_dispatch_stack()
             and not torch._C._autograd._profiler_enabled()
+            and torch._C._get_tracing_state() is None
             and not args[0].is_meta
         ):
             return kernel(*args)
@@ -57,7 +58,12 @@ def define(
     return call
 
 
-_NO_DISPATCH = torch.Tensor.__torch_dispatch__  # of tensors and parameters; subclasses with a dispatch have their own
+_PLAIN = frozenset({torch.Tensor, type(None), int, bool, str, list, tuple, torch.Size})
+
+
+def _dispatches(value: Any) -> bool:
+    """Whether it is a tensor of a subclass that does something of its own where the dispatcher comes by."""
+    return isinstance(value, torch.Tensor) and type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
 
 
 def front(tensor: torch.Tensor, dim: int | None, size: int) -> torch.Tensor:

@@ -59,10 +59,9 @@ def scaled(stride, NAME: tl.constexpr, INNER: tl.constexpr, ALIGN: tl.constexpr)
 @triton.jit
 def element_strides(n, c, h, w, INNER: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr):
     """A tensor's strides in elements, from those in units of ``ALIGN``; 64-bit ones make 64-bit offsets."""
-    sn, sc, sh, sw = n * ALIGN, scaled(c, "c", INNER, ALIGN), h * ALIGN, scaled(w, "w", INNER, ALIGN)
-    if WIDE:
-        sn, sc, sh, sw = widened(sn, sc, sh, sw)
-    return sn, sc, sh, sw
+    if WIDE:  # before they are multiplied: a stride of 2^31 elements is passed as 2^27
+        n, c, h, w = widened(n, c, h, w)
+    return n * ALIGN, scaled(c, "c", INNER, ALIGN), h * ALIGN, scaled(w, "w", INNER, ALIGN)
 
 
 @triton.jit
@@ -122,7 +121,7 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _tanh(z):
-    """By exp(-2|z|); in float32 near 0 by the series, where 1 - exp would cancel."""
+    """By exp(-2|z|); near 0, where 1 - exp would cancel, by the series or in float64 by the continued fraction."""
     size = tl.abs(z)
     e = tl.exp(-2 * size)
     y = (1 - e) / (1 + e)
@@ -131,4 +130,10 @@ def _tanh(z):
         # x - x^3/3 + 2 x^5/15 - 17 x^7/315 + 62 x^9/2835: the next term is below 2e-8 of x for |x| < 0.25
         series = -0.33333333 + square * (0.13333333 + square * (-0.053968254 + square * 0.021869488))
         y = tl.where(size < 0.25, size + size * square * series, y)
-    return tl.where(z < 0, -y, y)
+    elif z.dtype == tl.float64:
+        # x / (1 + x^2 / (3 + x^2 / (5 + ...))): seven terms of it are exact to 1e-17 for |x| < 0.25
+        square = z * z
+        below = 9 + square / (11 + square / 13)
+        below = 1 + square / (3 + square / (5 + square / (7 + square / below)))
+        y = tl.where(size < 0.25, size / below, y)
+    return tl.where(z < 0, -y, tl.where(z == 0, z, y))  # zeros keep their sign

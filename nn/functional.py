@@ -148,6 +148,8 @@ def linear(
             f"[out_features, in_features], but got {list(input.shape)} and {list(weight.shape)}"
         )
     outputs = weight.shape[:-1]
+    if bias is not None and bias.shape == (1,) and len(outputs) == 1:
+        bias = bias.expand(outputs)
     if bias is not None and bias.shape != outputs:
         raise RuntimeError(f"linear(): bias must have size {list(outputs)} to fit weight, but got {list(bias.shape)}")
     input, weight, bias = _autocast(input, weight, bias)
@@ -348,7 +350,7 @@ def _softmax(
         dim = 0 if input.dim() in (0, 1, 3) else 1
     if dtype is not None:
         input = input.to(dtype)
-    elif input.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+    elif input.dtype in (torch.float16, torch.bfloat16) and input.is_cuda and torch.is_autocast_enabled("cuda"):
         input = input.float()
     _check_dtype(name, input, FLOATS)
     rank = max(input.dim(), 1)
@@ -469,7 +471,7 @@ def _batched(op: str, input: torch.Tensor) -> torch.Tensor:
 def _autocast(*tensors: torch.Tensor | None) -> Any:
     """The operands in the autocast dtype where autocast is on for their device (torch's lower-precision list)."""
     device = tensors[0].device.type  # type: ignore[union-attr]
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return [

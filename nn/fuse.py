@@ -65,7 +65,7 @@ def runs(model: torch.nn.Module) -> Iterator[Run]:
     and each but the first optional; or dense layer and activation."""
     uses = Counter(id(child) for parent in model.modules() for child in parent._modules.values() if child is not None)
     for name, places in model.named_modules():
-        if not isinstance(places, torch.nn.Sequential) or type(places).forward is not torch.nn.Sequential.forward:
+        if not isinstance(places, torch.nn.Sequential) or _replaced(places):
             continue
         layers = list(places)
         for i, (own_name, layer) in enumerate(places._modules.items()):
@@ -73,7 +73,14 @@ def runs(model: torch.nn.Module) -> Iterator[Run]:
                 continue
             run = _run_from(layers, i)
             if len(run) > 1:
-                yield Run(f"{name}.{own_name}" if name else own_name, places, i, run, _reason_apart(run, uses))
+                after = layers[i + len(run)] if i + len(run) < len(layers) else None
+                reason = _reason_apart(run, uses) or _reason_behind(run, after)
+                yield Run(f"{name}.{own_name}" if name else own_name, places, i, run, reason)
+
+
+def _replaced(places: torch.nn.Sequential) -> bool:
+    """Whether its forward is not that of a sequence, in its class or on the instance."""
+    return type(places).forward is not torch.nn.Sequential.forward or "forward" in vars(places)
 
 
 def _run_from(layers: list[torch.nn.Module], i: int) -> tuple[torch.nn.Module, ...]:
@@ -126,6 +133,13 @@ def _reason_apart(run: tuple[torch.nn.Module, ...], uses: Counter[int]) -> str |
     return None
 
 
+def _reason_behind(run: tuple[torch.nn.Module, ...], after: torch.nn.Module | None) -> str | None:
+    """A fused pooling keeps its output for the backward, where the layers one by one keep other tensors."""
+    if pooling_of(run[-1]) == "max" and getattr(after, "inplace", False):
+        return f"the {type(after).__name__} behind it works in place, on what the backward needs"
+    return None
+
+
 def join(run: Run) -> str:
     """Makes one layer of a run, in place. Returns the name of its class."""
     first, *others = run.layers
@@ -150,7 +164,12 @@ def part(model: torch.nn.Module) -> None:
             if not isinstance(layer, Absorbed):
                 first = layer
                 continue
-            assert isinstance(first, modules.Conv2d | modules.Linear)
+            if not isinstance(first, modules.Conv2d | modules.Linear):
+                raise ValueError(
+                    f"place {i} of a Sequential holds the {type(layer.layer).__name__} of a layer that is not here: "
+                    "revert the model that was converted, not a slice of it"
+                )
+            layer.layer.train(layer.training)
             if type(layer.layer) in _ACTIVATIONS:
                 first.activation = None
             else:

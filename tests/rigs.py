@@ -99,6 +99,18 @@ def limit_launches(rig: Rig, operation: Operation, elements: int, monkeypatch: p
         monkeypatch.setattr(module, name, elements)
 
 
+def each_configuration_runs(rig: Rig) -> Iterator[None]:
+    """Once as it is, and for softmax once more with slices cut into blocks that are as small as can be."""
+    yield
+    small = {
+        "triton": {"triton.softmax.rows": {"ELEMENTS": 1024, "BLOCKS": 2, "num_warps": 2}},
+        "cupy": {"cupy.softmax.rows": {"THREADS": 128, "UNITS": 1, "CACHED": 0, "BLOCKS": 2}},
+    }.get(rig.backend, {})
+    for name, config in small.items():
+        with autotune.pin(name, config):
+            yield
+
+
 def each_configuration(
     rig: Rig, case: Case, dtype: torch.dtype, layout: str, warps: int | None = None
 ) -> dict[str, int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tilesmith import kernels
+from tilesmith import autotune, kernels
 from tilesmith.kernels import pool2d
 from tilesmith.nn import functional
 from torch.autograd import gradcheck, gradgradcheck
@@ -202,18 +202,27 @@ def test_dense_layers_on_tensor_cores(case: Case, running: Rig, mode: str) -> No
 
 
 @each_rig
-def test_dense_layers_follow_torchs_matmul_setting(running: Rig) -> None:
-    """Not that of convolutions. 1 + 2^-12 is 1 in TF32."""
+def test_dense_layers_follow_torchs_matmul_setting(running: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not that of convolutions. 1 + 2^-12 is 1 in TF32, but not in Triton's interpreter, which knows no precision."""
     kernels.set_float32_precision(None)
     backends: Any = torch.backends  # torch's stubs do not know these settings
     before = backends.cuda.matmul.fp32_precision
     x, w = running.place([torch.full((4, 16), 1 + 2**-12), torch.ones(16, 16)])
     exact = torch.full((4, 16), 16 * (1 + 2**-12))
+    rounded = exact if running == Rig("triton") else torch.full((4, 16), 16.0)
+    asked: list[str] = []
+    resolve = autotune.resolve
+
+    def note(tunable: autotune.Tunable, problem: Any) -> Any:
+        asked.append(getattr(problem, "math", None) or problem.unit)
+        return resolve(tunable, problem)
+
+    monkeypatch.setattr(autotune, "resolve", note)
     try:
-        backends.cuda.matmul.fp32_precision = "ieee"
-        assert torch.equal(functional.linear(x, w).cpu(), exact)
-        backends.cuda.matmul.fp32_precision = "tf32"
-        assert torch.equal(functional.linear(x, w).cpu(), torch.full((4, 16), 16.0))
+        for mode, unit, expected in (("ieee", "fma", exact), ("tf32", "tf32", rounded)):
+            backends.cuda.matmul.fp32_precision = mode
+            assert torch.equal(functional.linear(x, w).cpu(), expected)
+            assert asked.pop() == unit
     finally:
         backends.cuda.matmul.fp32_precision = before
 
@@ -253,7 +262,7 @@ import torch
 from tests.cuda_host import HostRuntime
 from tests.harness import gradients
 from tests.test_backends_ops import WIDE
-from tilesmith import kernels
+from tilesmith import autotune, kernels
 from tilesmith.kernels import _cuda
 _cuda.emulator = HostRuntime(sanitize=True)
 for number, case in enumerate(WIDE):

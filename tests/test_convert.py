@@ -239,9 +239,47 @@ def test_a_fused_activation_counts_as_one() -> None:
     assert repr(model) == repr(reference)
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(2, return_indices=True), nn.AvgPool2d(2, divisor_override=3), nn.AdaptiveMaxPool2d(3)],
+    ids=str,
+)
+def test_poolings_that_do_more_are_not_fused(pool: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), pool)
+    reference, x = copy.deepcopy(model), torch.randn(1, 1, 8, 8)
+    assert ours.convert(model, fuse=True).fused == [("0", "Conv2d + ReLU", "tilesmith.nn.Conv2d")]
+    torch.testing.assert_close(model(x), reference(x))
+
+
+def test_a_second_activation_is_not_fused() -> None:
+    model = nn.Sequential(ours.Conv2d(1, 4, 3, activation="relu"), nn.Tanh(), nn.MaxPool2d(2))
+    reference, x = copy.deepcopy(model), torch.randn(1, 1, 8, 8)
+    assert not ours.convert(model, fuse=True).fused
+    torch.testing.assert_close(model(x), reference(x))
+
+
 def test_averages_of_sigmoids_are_not_fused() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Sigmoid(), nn.AvgPool2d(2))
     assert ours.convert(model, fuse=True).fused == [("0", "Conv2d + Sigmoid", "tilesmith.nn.Conv2d")]
+
+
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_full_backward_hook", "register_full_backward_pre_hook"]
+)
+def test_every_kind_of_hook_keeps_layers_apart(register: str) -> None:
+    model = block()
+    getattr(model[1], register)(lambda *_: None)
+    ((_, _, reason),) = ours.convert(model, fuse=True).unfused
+    assert "hooks" in reason
+
+
+def test_layers_before_one_that_works_in_place_stay_apart() -> None:
+    """The fused backward needs its output, which torch's layers one by one do not."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(inplace=True))
+    ((_, layers, reason),) = ours.convert(model, fuse=True).unfused
+    assert layers == "Conv2d + ReLU + MaxPool2d"
+    assert "Dropout behind it works in place" in reason
+    model(torch.randn(1, 1, 8, 8)).sum().backward()
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -271,6 +309,26 @@ def test_shared_layers_and_other_forwards_stay_apart() -> None:
     replaced = block()
     replaced[1].forward = lambda x: x
     assert not ours.convert(replaced, fuse=True).fused
+    swapped = block()
+    ours.convert(swapped)
+    swapped[1].forward = lambda x: x
+    ((*_, reason),) = ours.convert(swapped, fuse=True).unfused
+    assert reason == "the forward of the ReLU is replaced on the instance"
+    whole: Any = block()
+    whole.forward = lambda x: whole[0](x)
+    x = torch.randn(1, 1, 8, 8)
+    expected = whole(x)
+    assert not ours.convert(whole, fuse=True).fused
+    torch.testing.assert_close(whole(x), expected)
+
+
+def test_a_slice_of_a_fused_model_cannot_be_reverted() -> None:
+    model = block()
+    ours.convert(model, fuse=True)
+    with pytest.raises(ValueError, match="ReLU of a layer that is not here"):
+        ours.revert(model[1:])
+    ours.revert(model.eval())
+    assert not any(layer.training for layer in model)
 
 
 def test_a_pickled_fused_model_computes_the_same(tmp_path: Any) -> None:

@@ -6,11 +6,21 @@ from typing import Any
 
 import numpy as np
 
+from ... import autotune
 from .._arrays import Array, flat
 from .._parallel import parallel_for, quiet
+from . import _numpy_space as space
 
 # Elements a block: three float32 operands stay within a 1 MB L2 cache.
 _BLOCK = 64 * 1024
+
+
+def _default(_: space.Elements | None) -> autotune.Config:
+    return {"BLOCK": _BLOCK}
+
+
+FORWARD, BACKWARD = (space.tunable(direction, _default) for direction in ("forward", "backward"))
+TUNABLES = (FORWARD, BACKWARD)
 
 
 @quiet
@@ -25,8 +35,17 @@ def forward(kind: str, x: Array, y: Array) -> None:
         source.size,
         lambda start, stop: apply(kind, source[start:stop], target[start:stop]),
         bytes_moved=2 * y.nbytes,
-        block=_BLOCK if kind == "sigmoid" else None,  # the others are one pass: nothing to keep in cache
+        # the others are one pass: nothing to keep in cache
+        block=_block(FORWARD, kind, 2, target) if kind == "sigmoid" else None,
     )
+
+
+def _block(tunable: autotune.Tunable, kind: str, tensors: int, target: Array) -> int:
+    if target.size <= space.LEAST_BLOCK:
+        return _BLOCK
+    problem = space.elements_of_a_call(kind, tensors, target.size, target.itemsize)
+    size: int = autotune.resolve(tunable, problem)["BLOCK"]
+    return size
 
 
 def apply(kind: str, x: Array, y: Array) -> None:
@@ -55,7 +74,7 @@ def backward(kind: str, dy: Array, y: Array, dx: Array) -> None:
         output.size,
         lambda start, stop: _backward_block(kind, gradient[start:stop], output[start:stop], target[start:stop]),
         bytes_moved=3 * dx.nbytes,
-        block=_BLOCK,
+        block=_block(BACKWARD, kind, 3, target),
     )
 
 

@@ -23,6 +23,7 @@ from ... import autotune
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
 from .._cuda import ELEMENTS, launch
 from .._cuda_tensors import aligned, by, ints, longs, strides_of
+from .._division import blocks_of, power_of_two
 from .._precision import convolution_precision
 from ._problem import Conv2dProblem
 
@@ -54,15 +55,6 @@ def _math(problem: Conv2dProblem, dtype: torch.dtype) -> str:
         mode = problem.precision or convolution_precision()
         return "fma" if mode == "ieee" else mode
     return "half"
-
-
-def _blocks(n: int, size: int) -> int:
-    return -(-n // size)
-
-
-def _up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 # ---- the products: spaces
@@ -128,7 +120,7 @@ def _tile_refusal(config: Config, problem: Product, least_columns: int = 16) -> 
     held = sum(one_by_one) * k // threads
     if held > 32 or held + accumulators > 144:
         return f"{held} elements on their way and {accumulators} accumulators a thread spill"
-    if n > max(least_columns, _up(problem.columns)) or m > max(64, _up(problem.rows)):
+    if n > max(least_columns, power_of_two(problem.columns)) or m > max(64, power_of_two(problem.rows)):
         return f"{m} x {n} is more than all of {problem.rows} x {problem.columns}"
     return None
 
@@ -153,7 +145,7 @@ def _correlate_refusal(config: Config, problem: Product) -> str | None:
         return f"{threads} threads for {m * k // unit} copies of a step"
     if config["DEPTH_BYTES"] > 64 and problem.math == "tf32x3":
         return "split operands of more than 64 bytes of the depth spill"
-    if config["DEPTH_BYTES"] > 64 and k > _up(int(problem.depth)):
+    if config["DEPTH_BYTES"] > 64 and k > power_of_two(int(problem.depth)):
         return f"{k} is more than the depth of {problem.depth:g}"
     return _tile_refusal(config, problem) or _too_much_shared(_shared_of_correlate(config, problem), problem.device)
 
@@ -177,7 +169,7 @@ def _shared_traffic(config: Config, problem: Product) -> float:
 def _correlate_cost(config: Config, problem: Product) -> Cost:
     m, n, k = config["BLOCK_M"], config["BLOCK_N"], _depth(config, problem)
     _, unit, passes, _ = _MATH[problem.math]
-    tiles_n = _blocks(problem.columns, n)
+    tiles_n = blocks_of(problem.columns, n)
     steps = max(problem.depth / k, 0.01)
     steps = max(1.0, -(-steps // 1)) if problem.depth > 1 else steps
     rows, columns = min(m, problem.rows), min(n, problem.columns)
@@ -185,7 +177,7 @@ def _correlate_cost(config: Config, problem: Product) -> Cost:
     # single elements cost about ten instructions each, as much as 40 products of a warp on tensor cores
     effort = 1 if problem.units[0] > 1 else 1 + 10 / max(1, n // 4)
     return Cost(
-        blocks=_blocks(problem.rows, m) * tiles_n * problem.batch,
+        blocks=blocks_of(problem.rows, m) * tiles_n * problem.batch,
         flops=2 * m * n * k * steps * passes * effort,
         unit=unit,
         bytes=source + (columns * problem.depth * _L2_SHARE + rows * columns * problem.written) * problem.itemsize,
@@ -244,7 +236,7 @@ def _weight_grad_refusal(config: Config, problem: Product) -> str | None:
         return f"{k} pixels of {problem.itemsize} bytes: the loop is unrolled too far, registers spill"
     if m > threads:
         return f"{threads} threads cannot sum {m} channels of the bias"
-    if m > max(16, _up(problem.rows)):
+    if m > max(16, power_of_two(problem.rows)):
         return f"{m} is more than all {problem.rows} output channels"
     shared = _shared_of_weight_grad(config, problem)
     return _tile_refusal(config, problem, least_columns=64) or _too_much_shared(shared, problem.device)
@@ -252,20 +244,20 @@ def _weight_grad_refusal(config: Config, problem: Product) -> str | None:
 
 def _slab_pixels(config: Config, problem: Product) -> int:
     """Pixels of a slab: for ``BLOCKS`` blocks a multiprocessor, a few steps each, and 32 MB of slabs at most."""
-    tiles = _blocks(problem.rows, config["BLOCK_M"]) * _blocks(problem.columns, config["BLOCK_N"]) * problem.batch
+    tiles = blocks_of(problem.rows, config["BLOCK_M"]) * blocks_of(problem.columns, config["BLOCK_N"]) * problem.batch
     slab_bytes = problem.rows * problem.columns * problem.batch * problem.accumulator_bytes
     pixels, step = int(problem.depth), config["BLOCK_K"]
     wanted = min(problem.device.multiprocessors * config["BLOCKS"] // tiles, _SLAB_BYTES // slab_bytes)
     slabs = max(1, min(wanted, pixels // (4 * step)))
-    return _blocks(_blocks(pixels, slabs), step) * step
+    return blocks_of(blocks_of(pixels, slabs), step) * step
 
 
 def _weight_grad_cost(config: Config, problem: Product) -> Cost:
     m, n, k = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"]
     _, unit, passes, _ = _MATH[problem.math]
     pixels = _slab_pixels(config, problem)
-    slabs, steps = _blocks(int(problem.depth), pixels), pixels / k
-    tiles_m, tiles_n = _blocks(problem.rows, m), _blocks(problem.columns, n)
+    slabs, steps = blocks_of(int(problem.depth), pixels), pixels / k
+    tiles_m, tiles_n = blocks_of(problem.rows, m), blocks_of(problem.columns, n)
     rows, columns = min(m, problem.rows), min(n, problem.columns)
     slab = problem.rows * problem.columns * problem.batch * problem.accumulator_bytes
     once = rows / tiles_n + columns * problem.reuse / tiles_m
@@ -346,7 +338,7 @@ class Depthwise:
 
     @property
     def channel_blocks(self) -> int:
-        return _blocks(self.channels, self.lanes * self.width)
+        return blocks_of(self.channels, self.lanes * self.width)
 
     @property
     def key(self) -> Key:
@@ -363,8 +355,8 @@ _MOST_TAPS = 16  # of one row in registers
 def _taps_along(tile: int, problem: Depthwise) -> int:
     """Taps of a row that one pass over the inputs serves: equal parts of the row."""
     room = max(1, 1 + (_LONGEST_SPAN - (tile - 1) * problem.pace) // problem.spread)
-    passes = _blocks(problem.taps[0], min(room, _MOST_TAPS))
-    return _blocks(problem.taps[0], passes)
+    passes = blocks_of(problem.taps[0], min(room, _MOST_TAPS))
+    return blocks_of(problem.taps[0], passes)
 
 
 def _filter_bytes(problem: Depthwise) -> int:
@@ -379,7 +371,7 @@ def _depthwise_refusal(config: Config, problem: Depthwise) -> str | None:
         return None if config["ITERATIONS"] == 1 else "a tile of one output is for what nothing else fits"
     if (tile - 1) * problem.pace >= _LONGEST_SPAN:
         return f"{tile} outputs with stride {problem.pace} span too far"
-    if tile > _up(problem.along):
+    if tile > power_of_two(problem.along):
         return f"{tile} is more than all {problem.along} outputs"
     held = (tile + _taps_along(tile, problem)) * problem.width * problem.accumulator_bytes // 4
     return f"{held} registers for sums and filters" if held > 80 else None
@@ -390,14 +382,14 @@ def _depthwise_cost(config: Config, problem: Depthwise) -> Cost:
     taps_along, taps_across = problem.taps
     span = (tile - 1) * problem.pace + (taps_along - 1) * problem.spread + 1
     loads = min(span, tile * taps_along) * taps_across * problem.sources
-    positions = problem.lines * _blocks(problem.along, tile)
+    positions = problem.lines * blocks_of(problem.along, tile)
     per_block = threads // problem.lanes * config["ITERATIONS"]
     outputs = tile * problem.width * threads * config["ITERATIONS"]
     products = outputs * taps_along * taps_across * problem.sources
     # an input costs its load, its test and its conversion: about five instructions beside the products
     effort = products + 5 * loads * threads * config["ITERATIONS"]
     return Cost(
-        blocks=_blocks(positions, per_block) * problem.channel_blocks,
+        blocks=blocks_of(positions, per_block) * problem.channel_blocks,
         flops=2 * effort,
         unit="double" if problem.itemsize == 8 else "fma",
         bytes=outputs * (1 + problem.pace * problem.sources) * problem.itemsize,
@@ -430,15 +422,15 @@ def _tap_tile(config: Config, problem: Depthwise) -> tuple[int, int]:
     fitting = max(1, 100 * 4 // (problem.accumulator_bytes * along * problem.width))
     if problem.accumulator_bytes == 8:
         fitting = max(1, fitting // 2)
-    passes = _blocks(problem.taps[1], fitting)
-    return along, _blocks(problem.taps[1], passes)
+    passes = blocks_of(problem.taps[1], fitting)
+    return along, blocks_of(problem.taps[1], passes)
 
 
 def _depthwise_wgrad_refusal(config: Config, problem: Depthwise) -> str | None:
     tile = config["TILE"]
     if tile > 1 and (tile - 1) * problem.pace >= _LONGEST_SPAN:
         return f"{tile} outputs with stride {problem.pace} span too far"
-    if tile > max(4, _up(problem.along)):
+    if tile > max(4, power_of_two(problem.along)):
         return f"{tile} is more than all {problem.along} outputs"
     if tile > 4 and problem.accumulator_bytes == 8:
         return f"{tile} gradients in double precision spill"
@@ -450,21 +442,21 @@ def _depthwise_wgrad_refusal(config: Config, problem: Depthwise) -> str | None:
 def _depthwise_slab(config: Config, problem: Depthwise) -> tuple[int, int]:
     """Positions in all, and of a slab."""
     along, across = _tap_tile(config, problem)
-    tiles = _blocks(problem.taps[0], along) * _blocks(problem.taps[1], across) * problem.channel_blocks
-    positions = problem.lines * _blocks(problem.along, config["TILE"])
+    tiles = blocks_of(problem.taps[0], along) * blocks_of(problem.taps[1], across) * problem.channel_blocks
+    positions = problem.lines * blocks_of(problem.along, config["TILE"])
     slots = config["THREADS"] // problem.lanes
     taps = problem.channels * problem.taps[0] * problem.taps[1] * problem.accumulator_bytes
-    wanted = min(_blocks(problem.device.multiprocessors * config["BLOCKS"], tiles), max(1, _SLAB_BYTES // taps))
+    wanted = min(blocks_of(problem.device.multiprocessors * config["BLOCKS"], tiles), max(1, _SLAB_BYTES // taps))
     slabs = max(1, min(wanted, positions // (4 * slots)))
-    return positions, max(1, _blocks(_blocks(positions, slabs), slots)) * slots
+    return positions, max(1, blocks_of(blocks_of(positions, slabs), slots)) * slots
 
 
 def _depthwise_wgrad_cost(config: Config, problem: Depthwise) -> Cost:
     tile, threads = config["TILE"], config["THREADS"]
     along, across = _tap_tile(config, problem)
-    tiles = _blocks(problem.taps[0], along) * _blocks(problem.taps[1], across)
+    tiles = blocks_of(problem.taps[0], along) * blocks_of(problem.taps[1], across)
     positions, each = _depthwise_slab(config, problem)
-    slabs = _blocks(positions, each)
+    slabs = blocks_of(positions, each)
     rounds = each / (threads // problem.lanes)
     loads = ((tile - 1) * problem.pace + (along - 1) * problem.spread + 1) * across
     effort = tile * along * across * problem.width + 5 * loads + 6 * tile
@@ -553,7 +545,7 @@ def _channels_inside(problem: Conv2dProblem, tensor: torch.Tensor, reads: int) -
     if reads < 4 or channels % vector or _unit(tensor, channels) > 1:
         return tensor
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device, memory_format=torch.channels_last)
-    tiles_p, tiles_c = _blocks(H * W, 64), _blocks(C, 64)
+    tiles_p, tiles_c = blocks_of(H * W, 64), blocks_of(C, 64)
     launch(
         _FOLDER / "pack.cu",
         "to_channels_last",
@@ -604,7 +596,7 @@ def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: to
         return
     problem = replace(problem, activation="none")
     run = _depthwise if problem.depthwise else _product
-    rows, columns = (_blocks(size, step) for size, step in zip((problem.H, problem.W), problem.stride, strict=True))
+    rows, columns = (blocks_of(size, step) for size, step in zip((problem.H, problem.W), problem.stride, strict=True))
     for part, images in images_of(problem, rows * columns, _PIXELS):
         run(part, dy[images], w, None, dx[images], True)
 
@@ -633,7 +625,7 @@ def weight_grad(
         _FOLDER / "pack.cu",
         "sum_slabs",
         {"ELEMENT": ELEMENTS[dw.dtype], "BACKWARD": 0, "SPLIT": _SPLIT},
-        (_blocks(K * C * R * S + biases, 32),),
+        (blocks_of(K * C * R * S + biases, 32),),
         (32 * _SPLIT,),
         (
             slabs, bias_slabs, dw, db, np.int64(K * C * R * S),
@@ -674,7 +666,7 @@ class _Axis:
     @property
     def most_taps(self) -> int:
         """Of a phase."""
-        return _blocks(self.kernel, self.step)
+        return blocks_of(self.kernel, self.step)
 
 
 def _axes(problem: Conv2dProblem, backward: bool) -> tuple[_Axis, _Axis]:
@@ -698,14 +690,14 @@ def _packed(problem: Conv2dProblem, w: torch.Tensor, backward: bool) -> tuple[to
         ready = w.permute(0, 2, 3, 1).is_contiguous() and C * R * S % vector == 0
         if ready and (w.is_meta or w.data_ptr() % 16 == 0):
             return w, C * R * S
-    row = _blocks(h.most_taps * w_axis.most_taps * inputs, vector) * vector
+    row = blocks_of(h.most_taps * w_axis.most_taps * inputs, vector) * vector
     phases = h.phases * w_axis.phases
     packed = torch.empty((phases, groups, outputs, row), dtype=w.dtype, device=w.device)
     launch(
         _FOLDER / "pack.cu",
         "pack_filters",
         {"ELEMENT": ELEMENTS[w.dtype], "BACKWARD": int(backward), "SPLIT": _SPLIT},
-        (_blocks(packed.numel(), 256),),
+        (blocks_of(packed.numel(), 256),),
         (256,),
         (
             w, packed, np.int64(packed.numel()),
@@ -731,12 +723,12 @@ def _product(
     filters, row = _packed(problem, w, backward)
     groups = problem.groups
     inputs, outputs = source.shape[1] // groups, out.shape[1] // groups
-    source = _channels_inside(problem, source, problem.R * problem.S * _blocks(outputs, 128))
+    source = _channels_inside(problem, source, problem.R * problem.S * blocks_of(outputs, 128))
     h, w_axis = _axes(problem, backward)
     phases = h.phases * w_axis.phases
     _, _, H, W = source.shape
     _, _, out_h, out_w = out.shape
-    P, Q = _blocks(out_h, h.phases), _blocks(out_w, w_axis.phases)
+    P, Q = blocks_of(out_h, h.phases), blocks_of(out_w, w_axis.phases)
     pixels = problem.N * P * Q * (1 if pool == "none" else 4)
     math = _math(problem, source.dtype)
     unit = _unit(source, inputs)
@@ -753,7 +745,7 @@ def _product(
         autotune.device_of(source), 1.0 if pool == "none" else (1 + (code is not None) / source.element_size()) / 4,
     )  # fmt: skip
     config = autotune.resolve(tunable, kernel_problem)
-    tiles_m, tiles_n = _blocks(pixels, config["BLOCK_M"]), _blocks(outputs, config["BLOCK_N"])
+    tiles_m, tiles_n = blocks_of(pixels, config["BLOCK_M"]), blocks_of(outputs, config["BLOCK_N"])
     warps_m, warps_n = _warps(config)
     launch(
         _FOLDER / "correlate.cu",
@@ -802,8 +794,8 @@ def _product_weight_grad(
     groups, (N, K, P, Q) = problem.groups, dy.shape
     inputs, outputs, pixels = problem.C // groups, K // groups, N * P * Q
     length = problem.R * problem.S * inputs
-    x = _channels_inside(problem, x, problem.R * problem.S * _blocks(outputs, 128))
-    dy = _channels_inside(problem, dy, _blocks(length, 128))
+    x = _channels_inside(problem, x, problem.R * problem.S * blocks_of(outputs, 128))
+    dy = _channels_inside(problem, dy, blocks_of(length, 128))
     math, index = _math(problem, x.dtype), _index(problem, x, dy)
     units = _unit(dy, outputs), _unit(x, inputs)
     reuse = min(1.0, problem.stride[0] * problem.stride[1] / (problem.R * problem.S))
@@ -813,8 +805,8 @@ def _product_weight_grad(
     )  # fmt: skip
     config = autotune.resolve(WGRAD, kernel_problem)
     slab_pixels = _slab_pixels(config, kernel_problem)
-    count = _blocks(pixels, slab_pixels)
-    tiles_m, tiles_n = _blocks(outputs, config["BLOCK_M"]), _blocks(length, config["BLOCK_N"])
+    count = blocks_of(pixels, slab_pixels)
+    tiles_m, tiles_n = blocks_of(outputs, config["BLOCK_M"]), blocks_of(length, config["BLOCK_N"])
     warps_m, warps_n = _warps(config)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     slabs = torch.empty((count, K * length), dtype=dtype, device=x.device)
@@ -860,7 +852,7 @@ def _product_weight_grad(
 
 def _lanes(channels: int) -> int:
     """Neighbouring threads that are neighbouring channels: 32 unless fewer leave less of the last ones idle."""
-    return min((32, 16, 8), key=lambda lanes: _blocks(channels, lanes) * lanes)
+    return min((32, 16, 8), key=lambda lanes: blocks_of(channels, lanes) * lanes)
 
 
 def _channels_each(multiplier: int, *tensors: torch.Tensor) -> int:
@@ -890,7 +882,7 @@ def _depthwise(
     along_out, across_out = _turned(inside, *out.shape[2:])
     N, channels = out.shape[:2]
     width = _channels_each(multiplier, source, out) if inside else 1
-    across_count, along_count = _blocks(across_out, across.phases), _blocks(along_out, along.phases)
+    across_count, along_count = blocks_of(across_out, across.phases), blocks_of(along_out, along.phases)
     phases = along.phases * across.phases
     index = _index(problem, source, w, out)
     spread = abs(along.spread)
@@ -912,9 +904,9 @@ def _depthwise(
     config = autotune.resolve(DEPTHWISE, kernel_problem)
     tile, threads, iterations = config["TILE"], config["THREADS"], config["ITERATIONS"]
     taps = _taps_along(tile, kernel_problem)
-    segments = _blocks(along_count, tile)
+    segments = blocks_of(along_count, tile)
     positions = N * segments * across_count
-    position_blocks = _blocks(positions, threads // kernel_problem.lanes * iterations)
+    position_blocks = blocks_of(positions, threads // kernel_problem.lanes * iterations)
     shared = _filter_bytes(kernel_problem)
     n, c, *hw = source.stride()
     out_n, out_c, *out_hw = out.stride()
@@ -987,10 +979,10 @@ def _depthwise_weight_grad(
     config = autotune.resolve(DEPTHWISE_WGRAD, kernel_problem)
     tile, threads = config["TILE"], config["THREADS"]
     taps_along, taps_across = _tap_tile(config, kernel_problem)
-    tiles_along, tiles_across = _blocks(along.kernel, taps_along), _blocks(across.kernel, taps_across)
-    segments = _blocks(along_count, tile)
+    tiles_along, tiles_across = blocks_of(along.kernel, taps_along), blocks_of(across.kernel, taps_across)
+    segments = blocks_of(along_count, tile)
     positions, slab_positions = _depthwise_slab(config, kernel_problem)
-    count = _blocks(positions, slab_positions)
+    count = blocks_of(positions, slab_positions)
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
     slabs = torch.empty((count, K * R * S), dtype=dtype, device=x.device)
     bias_slabs = torch.empty((count if has_bias else 0, K), dtype=dtype, device=x.device)

@@ -16,146 +16,44 @@ in NCHW, 2.6 times in channels-last memory (one thread).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ... import autotune
 from .._arrays import Array
 from .._parallel import parallel_for, quiet
 from ..activation._numpy import apply
+from . import _numpy_space as space
+from ._numpy_space import PIXEL_CHANNELS, Block, Geometry, is_channels_last, rows_are_dense
 from ._problem import Conv2dProblem
 
 # Columns and products of a block together: a 2 MB L2 cache. Half as much was up to 15 % slower (more, smaller calls), a
 # quarter up to 40 %.
 _BLOCK_BYTES = 2 * 1024 * 1024
-# Partial weight gradients that are summed at the end: enough for every core to have some, bounded in memory.
+# Partial weight gradients that are summed at the end: enough for every core to have some.
 _MAX_SLABS = 16
-_SLAB_BYTES = 32 * 1024 * 1024
-# Bytes of a block per byte of its output where windows are summed in place: source, product, result, and as much again.
-_CHANNELS_FACTOR = 3
-# Channels a group from which on a pixel's channels are a run worth copying.
-_PIXEL_CHANNELS = 8
 
 
-@dataclass(frozen=True)
-class _Geometry:
-    """A correlation of a source ``[N, C, H, W]`` with ``R x S`` taps into ``[N, K, P, Q]``: forward, or the input's
-    gradient as one (then padding may be negative: it crops)."""
-
-    N: int
-    C: int  # channels a group
-    K: int  # outputs a group
-    G: int
-    R: int
-    S: int
-    H: int
-    W: int
-    P: int
-    Q: int
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    top: int
-    left: int
-    layout: str  # of columns: "runs", "pixels" or "windows"; or "channels", which has none
-    staged: bool  # the source is copied into a padded buffer first
-
-    @property
-    def width(self) -> int:
-        """Width of the staged source."""
-        return (self.Q - 1) * self.stride[1] + (self.S - 1) * self.dilation[1] + 1
-
-    @property
-    def pitch(self) -> int:
-        """Columns between the starts of two output rows."""
-        return self.Q if self.layout != "runs" else self.width if self.staged else self.W
-
-    def height(self, rows: int) -> int:
-        """Height of the staged source of ``rows`` output rows."""
-        return (rows - 1) * self.stride[0] + (self.R - 1) * self.dilation[0] + 1
-
-    @property
-    def pixels_and_run(self) -> tuple[int, int]:
-        """How an output row of all channels, ``Q·G`` elements in channels-last memory, is cut into runs."""
-        return (1, self.Q * self.G) if self.stride[1] == 1 else (self.Q, self.G)
-
-    @property
-    def taps(self) -> int:
-        return self.C * self.R * self.S
+def _default(_: space.Blocks | None) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES, "COLUMNS": "auto"}
 
 
-def _geometry(
-    problem: Conv2dProblem,
-    source: Array,
-    channels: tuple[int, int],
-    size: tuple[int, int],
-    stride: tuple[int, int],
-    top: int,
-    left: int,
-) -> _Geometry:
-    """The correlation of ``source`` into planes of ``size``, with its columns laid out as the source lies in memory."""
-    C, K, G = channels[0] // problem.groups, channels[1] // problem.groups, problem.groups
-    N, _, H, W = source.shape
-    R, S = problem.R, problem.S
-    straddling = stride == (1, 1) and size[1] < 0.9 * W  # of runs, a tenth and more would be dropped
-    if C >= _PIXEL_CHANNELS and (_is_channels_last(source) or straddling):
-        layout = "pixels"
-    elif C == K == 1 and G >= _PIXEL_CHANNELS:
-        layout = "channels"
-    else:
-        # fewer rows of columns than of outputs: copying rows of them is less than dropping columns of outputs
-        layout = "runs" if stride == (1, 1) and C * R * S >= K else "windows"
-    g = _Geometry(N, C, K, G, R, S, H, W, *size, stride, problem.dilation, top, left, layout, staged=True)
-    if layout == "runs":
-        in_place = g.Q <= W and _rows_are_dense(source)
-    else:
-        in_place = top == left == 0 and g.height(g.P) <= H and g.width <= W
-        in_place = in_place and (layout == "windows" or _is_channels_last(source))
-    return replace(g, staged=not in_place)
+def _weight_grad_default(_: space.Blocks | None) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES, "COLUMNS": "auto", "SLABS": _MAX_SLABS}
 
 
-def _is_channels_last(a: Array) -> bool:
-    return a.strides[1] == a.itemsize and a.shape[1] > 1
+FORWARD, INPUT_GRAD = (space.tunable(direction, _default) for direction in ("forward", "input_grad"))
+WEIGHT_GRAD = space.weight_grad(_weight_grad_default)
+TUNABLES = (FORWARD, INPUT_GRAD, WEIGHT_GRAD)
 
 
-def _rows_are_dense(a: Array) -> bool:
-    return a.strides[3] == a.itemsize and a.strides[2] == a.shape[3] * a.itemsize
-
-
-class _Block(NamedTuple):
-    images: slice
-    groups: slice
-    rows: slice
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        images, groups, rows = (s.stop - s.start for s in self)
-        return images, groups, rows
-
-    def channels(self, per_group: int) -> slice:
-        return slice(self.groups.start * per_group, self.groups.stop * per_group)
-
-
-def _blocks(g: _Geometry, itemsize: int, rows: int) -> list[_Block]:
-    """Cuts the output: groups first, then images, so that copies stay long; down to ``rows`` where an image is too
-    much."""
-    row_bytes = (g.taps + g.K) * g.pitch * itemsize
-    rows = max(min(rows, g.P), min(g.P, _BLOCK_BYTES // row_bytes))
-    groups = max(1, min(g.G, _BLOCK_BYTES // (row_bytes * rows)))
-    if g.layout == "channels":  # all of them make the longest runs
-        groups, row_bytes = g.G, _CHANNELS_FACTOR * g.G * g.pitch * itemsize
-        rows = max(1, min(g.P, _BLOCK_BYTES // row_bytes))
-    images = max(1, min(g.N, _BLOCK_BYTES // (row_bytes * rows * groups)))
-    return [_Block(n, k, p) for n in _cut(g.N, images) for k in _cut(g.G, groups) for p in _cut(g.P, rows)]
-
-
-def _cut(n: int, size: int) -> Iterator[slice]:
-    """Ranges of about ``size`` that cover ``range(n)`` and are as even as can be."""
-    count = -(-n // size)
-    return (slice(n * i // count, n * (i + 1) // count) for i in range(count))
+def _config(tunable: autotune.Tunable, blocks: space.Blocks) -> autotune.Config:
+    """Asked for once a call, and not where there is but one block."""
+    return tunable.default(None) if blocks.is_one else autotune.resolve(tunable, blocks)
 
 
 class _Scratch:
@@ -187,7 +85,7 @@ def _overlap(first: int, length: int, size: int) -> tuple[slice, slice]:
     return slice(before, before + stop - start), slice(start, stop)
 
 
-def _stage(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Array:
+def _stage(g: Geometry, source: Array, block: Block, scratch: _Scratch) -> Array:
     """What a block reads of the source, ``[images, channels, height, width]``, with its padding."""
     images, groups, rows = block.sizes
     channels = block.channels(g.C)
@@ -206,7 +104,7 @@ def _stage(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Arr
     return staged
 
 
-def _columns(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Array:
+def _columns(g: Geometry, source: Array, block: Block, scratch: _Scratch) -> Array:
     """The column matrix of each group of a block, ``[groups, taps, images·rows·pitch]``.
 
     Taps are in the order (S, R, C), of pixels (R, S, C): see `_matrix_weights`.
@@ -232,7 +130,7 @@ def _columns(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> A
     return columns.reshape(groups, g.taps, size)
 
 
-def _run_columns(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Array:
+def _run_columns(g: Geometry, source: Array, block: Block, scratch: _Scratch) -> Array:
     """:func:`_columns` as shifted planes, with zeros where a shift leaves its row or plane."""
     images, groups, rows = block.sizes
     first, left = block.rows.start - g.top, g.left
@@ -276,7 +174,7 @@ def _run_columns(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) 
     return columns.reshape(groups, g.taps, images * length)
 
 
-def _matrix(g: _Geometry, outputs: Array, scratch: _Scratch, name: str) -> tuple[Array, Array | None]:
+def _matrix(g: Geometry, outputs: Array, scratch: _Scratch, name: str) -> tuple[Array, Array | None]:
     """The matrix ``[groups, K, images·rows·pitch]`` that belongs to a block of outputs ``[images, groups·K, rows, Q]``.
 
     Either the block itself, where its memory is such a matrix, or a buffer in the memory order of the block or the
@@ -284,11 +182,11 @@ def _matrix(g: _Geometry, outputs: Array, scratch: _Scratch, name: str) -> tuple
     """
     images, channels, rows, _ = outputs.shape
     groups, size = channels // g.K, images * rows * g.pitch
-    channels_last = (g.layout == "pixels" or _is_channels_last(outputs)) and g.K >= _PIXEL_CHANNELS
+    channels_last = (g.layout == "pixels" or is_channels_last(outputs)) and g.K >= PIXEL_CHANNELS
     if g.pitch == g.Q:
         if channels_last and outputs.transpose(0, 2, 3, 1).flags.c_contiguous:
             return outputs.transpose(0, 2, 3, 1).reshape(size, groups, g.K).transpose(1, 2, 0), None
-        if images == 1 and _rows_are_dense(outputs) and g.layout != "pixels":
+        if images == 1 and rows_are_dense(outputs) and g.layout != "pixels":
             return outputs[0].reshape(groups, g.K, size), None
     buffer = scratch.planes(name, channels_last, images, channels, rows, g.pitch)
     if channels_last:
@@ -298,7 +196,7 @@ def _matrix(g: _Geometry, outputs: Array, scratch: _Scratch, name: str) -> tuple
     return matrix, buffer[..., : g.Q]
 
 
-def _channel_windows(g: _Geometry, source: Array, block: _Block, scratch: _Scratch) -> Array:
+def _channel_windows(g: Geometry, source: Array, block: Block, scratch: _Scratch) -> Array:
     """The windows of every pixel, ``[images, rows, R, S, pixels, run]``, as a view of the staged source.
 
     A run is a whole row of pixels with their channels where they are neighbours, else one pixel's channels.
@@ -313,7 +211,7 @@ def _channel_windows(g: _Geometry, source: Array, block: _Block, scratch: _Scrat
     )
 
 
-def _gradient(g: _Geometry, dy: Array, block: _Block, scratch: _Scratch) -> Array:
+def _gradient(g: Geometry, dy: Array, block: Block, scratch: _Scratch) -> Array:
     """The outputs' gradient as a matrix ``[groups, K, images·rows·pitch]``, zero in columns that straddle rows."""
     outputs = dy[block.images, block.channels(g.K), block.rows]
     matrix, view = _matrix(g, outputs, scratch, "gradient")
@@ -324,16 +222,16 @@ def _gradient(g: _Geometry, dy: Array, block: _Block, scratch: _Scratch) -> Arra
     return matrix
 
 
-def _matrix_weights(g: _Geometry, weights: Array) -> Array:
+def _matrix_weights(g: Geometry, weights: Array) -> Array:
     """``[G, K, C, R, S]`` as ``[G, K, taps]``, with the taps in the order of the columns."""
     weights = weights.transpose((0, 1, 3, 4, 2) if g.layout == "pixels" else (0, 1, 4, 3, 2))
     return np.ascontiguousarray(weights).reshape(g.G, g.K, g.taps)
 
 
-def _multiply(g: _Geometry, weights: Array, columns: Array, target: Array, scratch: _Scratch) -> Array | None:
+def _multiply(g: Geometry, weights: Array, columns: Array, target: Array, scratch: _Scratch) -> Array | None:
     """The products of a block: written into ``target``, or in a buffer of which the part that belongs there returns."""
     images, channels = target.shape[:2]
-    if g.pitch == g.Q and _rows_are_dense(target) and g.layout != "pixels":  # one product an image
+    if g.pitch == g.Q and rows_are_dense(target) and g.layout != "pixels":  # one product an image
         by_image = columns.reshape(channels // g.K, g.taps, images, -1).transpose(2, 0, 1, 3)
         np.matmul(weights, by_image, out=target.reshape(images, channels // g.K, g.K, -1))
         return None
@@ -342,15 +240,25 @@ def _multiply(g: _Geometry, weights: Array, columns: Array, target: Array, scrat
     return result
 
 
-def _row_weights(g: _Geometry, weights: Array) -> Array:
+def _row_weights(g: Geometry, weights: Array) -> Array:
     """``[G, 1, 1, R, S]`` as ``[R, S, pixels, run]``: repeated for each pixel of an output row."""
     by_tap = weights.reshape(g.G, g.R, g.S).transpose(1, 2, 0)[:, :, None]
     return np.ascontiguousarray(np.broadcast_to(by_tap, (g.R, g.S, g.Q, g.G))).reshape(g.R, g.S, *g.pixels_and_run)
 
 
-def _correlate(g: _Geometry, source: Array, weights: Array, bias: Array | None, activation: str, target: Array) -> None:
+def _correlate(
+    tunable: autotune.Tunable,
+    of: space.Blocks,
+    source: Array,
+    weights: Array,
+    bias: Array | None,
+    activation: str,
+    target: Array,
+) -> None:
     """``target = act(correlate(source, weights [G, K, C, R, S]) + bias)``."""
-    blocks = _blocks(g, target.itemsize, rows=1)
+    config = _config(tunable, of)
+    g = space.with_columns(of.g, config["COLUMNS"])
+    blocks = space.cut_output(g, target.itemsize, 1, config["BLOCK_BYTES"])
     factors = _row_weights(g, weights) if g.layout == "channels" else _matrix_weights(g, weights)
 
     @quiet
@@ -376,14 +284,10 @@ def _correlate(g: _Geometry, source: Array, weights: Array, bias: Array | None, 
 
 
 def forward(problem: Conv2dProblem, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-    """``y = act(conv(x, w) + bias)``. Extra memory: about 3 MB a thread."""
-    g = _forward_geometry(problem, x)
-    _correlate(g, x, w.reshape(g.G, g.K, g.C, g.R, g.S), bias, problem.activation, y)
-
-
-def _forward_geometry(problem: Conv2dProblem, x: Array) -> _Geometry:
-    top, _, left, _ = problem.padding
-    return _geometry(problem, x, (problem.C, problem.K), (problem.P, problem.Q), problem.stride, top, left)
+    """``y = act(conv(x, w) + bias)``. Extra memory: about one and a half blocks a thread."""
+    of = space.blocks_of("forward", problem, x, y)
+    g = of.g
+    _correlate(FORWARD, of, x, w.reshape(g.G, g.K, g.C, g.R, g.S), bias, problem.activation, y)
 
 
 def input_grad(problem: Conv2dProblem, dy: Array, w: Array, dx: Array) -> None:
@@ -393,21 +297,17 @@ def input_grad(problem: Conv2dProblem, dy: Array, w: Array, dx: Array) -> None:
     G = problem.groups
     grouped = w.reshape(G, problem.K // G, problem.C // G, problem.R, problem.S)
     if problem.stride != (1, 1) or problem.C < problem.K:
-        _scatter(_forward_geometry(problem, dx), dy, grouped, dx)
+        _scatter(space.blocks_of("scatter", problem, dx, dy), dy, grouped, dx)
         return
-    top, _, left, _ = problem.padding
-    down, right = problem.dilation[0] * (problem.R - 1), problem.dilation[1] * (problem.S - 1)
-    channels, size = (problem.K, problem.C), (problem.H, problem.W)
-    g = _geometry(problem, dy, channels, size, (1, 1), down - top, right - left)
-    _correlate(g, dy, grouped[..., ::-1, ::-1].swapaxes(1, 2), None, "none", dx)
+    of = space.blocks_of("gradient", problem, dy, dx)
+    _correlate(INPUT_GRAD, of, dy, grouped[..., ::-1, ::-1].swapaxes(1, 2), None, "none", dx)
 
 
-def _scatter(g: _Geometry, dy: Array, weights: Array, dx: Array) -> None:
+def _scatter(of: space.Blocks, dy: Array, weights: Array, dx: Array) -> None:
     """``dx`` as products ``weights [G, K, C, R, S] · dy``, each tap's row added to the elements it was taken from."""
-    if g.layout == "channels" or not _is_channels_last(dx):
-        g = replace(g, layout="runs" if g.stride == (1, 1) and g.taps >= g.K else "windows")
-    g = replace(g, staged=True)
-    blocks = _blocks(g, dx.itemsize, rows=g.P)
+    config = _config(INPUT_GRAD, of)
+    g = space.with_columns(of.g, config["COLUMNS"])
+    blocks = space.cut_output(g, dx.itemsize, g.P, config["BLOCK_BYTES"])
     matrix_weights = np.ascontiguousarray(_matrix_weights(g, weights).swapaxes(1, 2))
     vertical = [_meeting(r * g.dilation[0] - g.top, g.stride[0], g.H, g.P) for r in range(g.R)]
     horizontal = [_meeting(s * g.dilation[1] - g.left, g.stride[1], g.W, g.Q) for s in range(g.S)]
@@ -468,21 +368,24 @@ def _meeting(offset: int, stride: int, size: int, count: int) -> tuple[slice, sl
 
 
 def weight_grad(problem: Conv2dProblem, x: Array, dy: Array, dw: Array, db: Array | None) -> None:
-    """The gradients of weight and bias. Blocks are summed in slabs, slabs in order: the same bits for any thread count.
+    """The gradients of weight and bias. Blocks are summed in slabs, slabs in order: for one configuration the same
+    bits for any thread count.
 
     Extra memory: the slabs, at most 32 MB or two weights.
     """
-    g = _forward_geometry(problem, x)
-    _accumulate(g, x, dy, dw, db)
+    of = space.blocks_of("weight_grad", problem, x, dy)
+    config = _config(WEIGHT_GRAD, of)
+    g = space.with_columns(of.g, config["COLUMNS"])
+    _accumulate(g, config, x, dy, dw, db)
     if g.pitch != g.Q and not np.isfinite(dw).all():
         # Columns that straddle rows meet zeros of dy. Where one is infinite or NaN the product is NaN, and reaches taps
         # that never see that element: such a gradient is computed again from the needed columns alone.
-        _accumulate(replace(g, layout="windows", staged=True), x, dy, dw, db)
+        _accumulate(replace(g, layout="windows"), config, x, dy, dw, db)
 
 
-def _accumulate(g: _Geometry, x: Array, dy: Array, dw: Array, db: Array | None) -> None:
-    blocks = _blocks(g, dw.itemsize, rows=1)
-    slabs = max(1, min(len(blocks), _MAX_SLABS, max(2, _SLAB_BYTES // max(1, dw.nbytes))))
+def _accumulate(g: Geometry, config: autotune.Config, x: Array, dy: Array, dw: Array, db: Array | None) -> None:
+    blocks = space.cut_output(g, dw.itemsize, 1, config["BLOCK_BYTES"])
+    slabs = space.slabs_of(g, dw.itemsize, len(blocks), config["SLABS"])
     partial = np.zeros((slabs, g.G, g.taps, g.K), dw.dtype)
     partial_bias = np.zeros((slabs, g.G, g.K), dw.dtype)
 

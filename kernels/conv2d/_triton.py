@@ -24,7 +24,7 @@ from ... import autotune
 from .._division import divisor
 from .._precision import convolution_precision
 from .._triton import launch
-from .._triton_tensors import Strides, alignment, block_sizes, chunks, named_strides, wide
+from .._triton_tensors import Strides, alignment, block_sizes, chunks, named_strides, span, wide
 from . import _triton_space as space
 from ._problem import Conv2dProblem
 from ._triton_depthwise import depthwise, depthwise_weight_grad
@@ -37,6 +37,7 @@ ON_TENSORS = True
 TUNABLES = space.TUNABLES
 
 # Channels a group up to which taps and channels are one reduction, forward and in the weight's gradient.
+_FILTERS = 2**31
 _FEW = 8
 _FEW_COLUMNS = 16
 # Groups narrower than this are packed to at most so many channels.
@@ -190,6 +191,15 @@ def _packed(problem: Conv2dProblem, w: torch.Tensor, pack: int) -> torch.Tensor:
 # ---- the problem as kernels see it
 
 
+def _check_filters(problem: Conv2dProblem, w: torch.Tensor) -> None:
+    """Filters and their gradients are addressed in 32 bits."""
+    if span(w) >= _FILTERS:
+        raise NotImplementedError(
+            f"the Triton kernels address fewer than {_FILTERS} elements of filters or of a dense layer's weight, these "
+            f"reach {span(w)}: use tilesmith.kernels.backend('cupy') for {problem}"
+        )
+
+
 def _is_pointwise(problem: Conv2dProblem) -> bool:
     return (problem.R, problem.S, *problem.stride) == (1, 1, 1, 1) and not any(problem.padding)
 
@@ -217,6 +227,7 @@ def forward(
     """``y = act(conv(x, w) + bias)``."""
     if not y.numel():
         return
+    _check_filters(problem, w)
     if problem.depthwise:
         _direct(problem, x, w, None if bias is None else bias.contiguous(), y, transposed=False)
         return
@@ -233,6 +244,7 @@ def forward_pooled(
     code: torch.Tensor | None,
 ) -> None:
     """2x2 ``pool`` of ``act(conv(x, w) + bias)`` and the code of each window; for all but depthwise convolutions."""
+    _check_filters(problem, w)
     _forward(problem, x, w, bias, y, _Pool(pool, code))
 
 
@@ -283,6 +295,7 @@ def input_grad(problem: Conv2dProblem, dy: torch.Tensor, w: torch.Tensor, dx: to
     if not dy.numel():
         dx.zero_()
         return
+    _check_filters(problem, w)
     if problem.depthwise:
         _direct(problem, dy, w, None, dx, transposed=True)
         return
@@ -560,6 +573,7 @@ def weight_grad(
     problem: Conv2dProblem, x: torch.Tensor, dy: torch.Tensor, dw: torch.Tensor, db: torch.Tensor | None
 ) -> None:
     """The gradients of weight and bias, summed in a fixed order. Extra memory: the slabs, at most 32 MB or a weight."""
+    _check_filters(problem, dw)
     numbers = _numbers(problem, x.dtype)
     if problem.depthwise:
         _direct_weight_grad(problem, x, dy, dw, db, numbers)

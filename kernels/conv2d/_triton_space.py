@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
+from .._division import blocks_of, power_of_two
 
 _MOST_ACCUMULATORS = {"half": 128, "tf32": 128, "fma": 64, "double": 32}
 
@@ -65,15 +66,6 @@ class Product:
         )
 
 
-def _up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _blocks(n: int, size: int) -> int:
-    return -(-n // size)
-
-
 def _shared(config: Config, problem: Product) -> int:
     """Bytes of the pipeline's tiles; the epilogue turns its tile in the same memory."""
     stage = (config["BLOCK_M"] + config["BLOCK_N"]) * config["BLOCK_K"] * problem.itemsize
@@ -91,11 +83,11 @@ def _refusal(config: Config, problem: Product) -> str | None:
         return f"BLOCK_K={k} spills beside a second set of accumulators or of operands"
     if warps == 8 and (m < 128 or accumulators < 16):
         return "8 warps are two groups of 64 rows: BLOCK_M must be 128, with 16 accumulators a thread"
-    if n > max(16, _up(problem.columns)):
+    if n > max(16, power_of_two(problem.columns)):
         return f"BLOCK_N={n} is more than all {problem.columns} columns"
-    if m > max(64, _up(problem.rows)):
+    if m > max(64, power_of_two(problem.rows)):
         return f"BLOCK_M={m} is more than all {problem.rows} rows"
-    if k > max(16, _up(problem.inner)):
+    if k > max(16, power_of_two(problem.inner)):
         return f"BLOCK_K={k} is more than the {problem.inner} elements of a run"
     if k * problem.itemsize > 128:
         return "rows of more than 128 bytes do not fit the swizzle"
@@ -115,9 +107,9 @@ def _gathered_refusal(config: Config, problem: Product) -> str | None:
 
 def _cost(config: Config, problem: Product) -> Cost:
     m, n, k, warps = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"], config["num_warps"]
-    tiles_n = _blocks(problem.columns, n)
-    blocks = _blocks(problem.rows, m) * tiles_n * problem.batch
-    steps = max(problem.taps, 0.01) * _blocks(problem.inner, k)
+    tiles_n = blocks_of(problem.columns, n)
+    blocks = blocks_of(problem.rows, m) * tiles_n * problem.batch
+    steps = max(problem.taps, 0.01) * blocks_of(problem.inner, k)
     source = min(m, problem.rows) * problem.inner * problem.reuse * problem.itemsize
     filters = min(n, problem.columns) * problem.inner * problem.taps * problem.itemsize
     result = min(m, problem.rows) * min(n, problem.columns) * problem.itemsize * problem.written
@@ -181,7 +173,7 @@ def _split_refusal(config: Config, problem: Product) -> str | None:
         return "8 warps are two groups of 64 rows: BLOCK_M must be 128, with 16 accumulators a thread"
     if config["BLOCK_K"] * problem.itemsize > 128:
         return "rows of more than 128 bytes do not fit the swizzle"
-    if m > max(16, _up(problem.rows)) or n > max(16, _up(problem.columns)):
+    if m > max(16, power_of_two(problem.rows)) or n > max(16, power_of_two(problem.columns)):
         return f"{m} x {n} is more than all of {problem.rows} x {problem.columns}"
     shared = _shared(config, problem)
     if shared > problem.device.shared_bytes:
@@ -192,7 +184,7 @@ def _split_refusal(config: Config, problem: Product) -> str | None:
 def slabs_of(config: Config, problem: Product) -> int:
     """Into how many slabs the pixels are cut: for ``BLOCKS`` blocks a multiprocessor, each with a few steps of its own,
     and for slabs of 32 MB at most."""
-    tiles = _blocks(problem.rows, config["BLOCK_M"]) * _blocks(problem.columns, config["BLOCK_N"]) * problem.batch
+    tiles = blocks_of(problem.rows, config["BLOCK_M"]) * blocks_of(problem.columns, config["BLOCK_N"]) * problem.batch
     wanted = problem.device.multiprocessors * config["BLOCKS"] // tiles
     slab_bytes = problem.rows * problem.columns * problem.batch * max(4, problem.itemsize)
     return max(1, min(wanted, problem.inner // (4 * config["BLOCK_K"]), _SLAB_BYTES // slab_bytes))
@@ -201,7 +193,7 @@ def slabs_of(config: Config, problem: Product) -> int:
 def _split_cost(config: Config, problem: Product) -> Cost:
     m, n, k, warps = config["BLOCK_M"], config["BLOCK_N"], config["BLOCK_K"], config["num_warps"]
     split = slabs_of(config, problem)
-    tiles_m, tiles_n = _blocks(problem.rows, m), _blocks(problem.columns, n)
+    tiles_m, tiles_n = blocks_of(problem.rows, m), blocks_of(problem.columns, n)
     steps = max(1.0, problem.inner / k / split)
     pixels = problem.inner / split
     once = min(m, problem.rows) / tiles_n + min(n, problem.columns) / tiles_m
@@ -288,14 +280,14 @@ def _tile_refusal(config: Config, problem: Depthwise) -> str | None:
     most = max(1, 120 // int(max(1.0, problem.taps)))
     if not min(2, most) <= each <= min(16, most):
         return f"{each} elements a thread: up to 16 and {most} keep all taps' loads in registers"
-    if c > max(1 if problem.planar else 32, _up(problem.channels)):
+    if c > max(1 if problem.planar else 32, power_of_two(problem.channels)):
         return f"BLOCK_C={c} is more than all {problem.channels} channels"
     return None
 
 
 def _tile_cost(config: Config, problem: Depthwise) -> Cost:
     m, c, warps = config["BLOCK_M"], config["BLOCK_C"], config["num_warps"]
-    blocks = _blocks(problem.rows, m) * _blocks(problem.channels, c) * problem.phases
+    blocks = blocks_of(problem.rows, m) * blocks_of(problem.channels, c) * problem.phases
     # a product, a sum, and about four instructions of addresses and masks a tap, shared by what a thread loads at once
     wide = 1 if problem.planar else min(16 // problem.itemsize, m * c // (32 * warps))
     return Cost(
@@ -341,8 +333,8 @@ def taps_at_once(taps: int, config: Config) -> int:
     """Taps whose sums fit in registers beside each other: as few passes over both tensors as can be."""
     each = max(1, config["BLOCK_M"] * config["BLOCK_C"] // (32 * config["num_warps"]))
     most = max(1, (_MOST_TILE_SUMS if taps <= 9 else _MOST_TILE_SUMS_MANY) // each)
-    passes = _blocks(taps, most)
-    return _blocks(taps, passes)
+    passes = blocks_of(taps, most)
+    return blocks_of(taps, passes)
 
 
 def _taps_refusal(config: Config, problem: Depthwise) -> str | None:
@@ -350,7 +342,7 @@ def _taps_refusal(config: Config, problem: Depthwise) -> str | None:
     each = m * c // (32 * warps)
     if not 1 <= each <= 8:
         return f"{each} elements a thread: with 9 taps, 8 make 72 sums, all that fit"
-    if c > max(1 if problem.planar else 32, _up(problem.channels)):
+    if c > max(1 if problem.planar else 32, power_of_two(problem.channels)):
         return f"BLOCK_C={c} is more than all {problem.channels} channels"
     return None
 
@@ -358,7 +350,7 @@ def _taps_refusal(config: Config, problem: Depthwise) -> str | None:
 def pixel_slabs(config: Config, problem: Depthwise) -> int:
     """Into how many slabs the pixels are cut, as in :func:`slabs_of`."""
     taps = int(problem.taps)
-    tiles = _blocks(problem.channels, config["BLOCK_C"]) * _blocks(taps, taps_at_once(taps, config))
+    tiles = blocks_of(problem.channels, config["BLOCK_C"]) * blocks_of(taps, taps_at_once(taps, config))
     wanted = problem.device.multiprocessors * config["BLOCKS"] // tiles
     slab_bytes = problem.channels * taps * max(4, problem.itemsize)
     return max(1, min(wanted, problem.rows // (4 * config["BLOCK_M"]), _SLAB_BYTES // slab_bytes))
@@ -367,8 +359,8 @@ def pixel_slabs(config: Config, problem: Depthwise) -> int:
 def _taps_cost(config: Config, problem: Depthwise) -> Cost:
     m, c, warps = config["BLOCK_M"], config["BLOCK_C"], config["num_warps"]
     split = pixel_slabs(config, problem)
-    tiles_c = _blocks(problem.channels, c)
-    passes = _blocks(int(problem.taps), taps_at_once(int(problem.taps), config))
+    tiles_c = blocks_of(problem.channels, c)
+    passes = blocks_of(int(problem.taps), taps_at_once(int(problem.taps), config))
     pixels = problem.rows / split
     slabs = split * problem.channels * problem.taps * 4
     wide = 1 if problem.planar else min(16 // problem.itemsize, m * c // (32 * warps))

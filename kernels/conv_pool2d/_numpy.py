@@ -6,28 +6,43 @@ from dataclasses import replace
 
 import numpy as np
 
+from ... import autotune
 from .._arrays import Array
 from ..conv2d import _numpy as convolution
 from ..pool2d import Pool2dProblem
 from ..pool2d import _numpy as pooling
+from . import _numpy_space as space
 from ._problem import ConvPool2dProblem
 
 _BLOCK_BYTES = 8 * 1024 * 1024  # of the convolution's output
+
+
+def _default(_: space.Images) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES}
+
+
+FORWARD = space.tunable(_default)
+TUNABLES = (FORWARD,)
 
 
 def forward(problem: ConvPool2dProblem, x: Array, w: Array, bias: Array | None, y: Array, code: Array | None) -> None:
     """As in the contract. Extra memory: a block of the convolution's output."""
     p = problem.convolution
     channels_last = not y.flags.c_contiguous
-    each = max(1, _BLOCK_BYTES // (p.K * p.P * p.Q * y.itemsize))
+    image_bytes = p.K * p.P * p.Q * y.itemsize
+    block_bytes = _BLOCK_BYTES
+    if p.N > 1 and p.N * image_bytes > space.LEAST_BLOCK_BYTES:
+        images = space.Images(problem, channels_last, code is not None, y.itemsize, autotune.cpu())
+        block_bytes = autotune.resolve(FORWARD, images)["BLOCK_BYTES"]
+    each = max(1, block_bytes // image_bytes)
     for first in range(0, p.N, each):
         part = slice(first, min(first + each, p.N))
-        images = part.stop - first
-        shape = (images, p.P, p.Q, p.K) if channels_last else (images, p.K, p.P, p.Q)
+        count = part.stop - first
+        shape = (count, p.P, p.Q, p.K) if channels_last else (count, p.K, p.P, p.Q)
         z = np.empty(shape, y.dtype)
         z = z.transpose(0, 3, 1, 2) if channels_last else z
-        convolution.forward(replace(p, N=images), x[part], w, bias, z)
-        window = _window(problem, images)
+        convolution.forward(replace(p, N=count), x[part], w, bias, z)
+        window = _window(problem, count)
         if problem.pool == "max":
             pooling.max_forward(window, z, y[part], None if code is None else code[part])
             continue

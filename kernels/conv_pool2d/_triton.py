@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ... import autotune
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
-from .._division import divisor
+from .._division import divisor, power_of_two
 from .._triton import launch
 from .._triton_tensors import Strides, alignment, block_sizes, chunks, named_strides, wide
 from ..conv2d import _triton as convolution
@@ -48,18 +48,13 @@ class Windows:
         return Key(exact, {"rows": self.rows, "columns": self.columns})
 
 
-def _up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def _tunable(name: str, inner: str, inner_reason: str, inner_sizes: tuple[int, ...]) -> Tunable:
     def refusal(config: Config, problem: Windows) -> str | None:
         each = config["BLOCK_M"] * config[inner] // (32 * config["num_warps"])
         least = 16 // problem.itemsize
         if not least <= each <= 16:
             return f"{each} windows a thread: {least} are 16 bytes, up to 16 stay in registers with their taps"
-        if config[inner] > max(inner_sizes[-1], _up(problem.columns)):
+        if config[inner] > max(inner_sizes[-1], power_of_two(problem.columns)):
             return f"{inner}={config[inner]} is more than all {problem.columns} columns"
         return None
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 
+from ... import autotune
 from .._arrays import Array
 from .._parallel import matmul, over_products, quiet
 from ..activation._numpy import apply
+from . import _numpy_space as space
 
 _PIECE_BYTES = 4 * 1024 * 1024
+
+
+def _default(_: space.Product) -> autotune.Config:
+    return {"PIECE_BYTES": _PIECE_BYTES}
+
+
+FORWARD = space.tunable(_default)
+TUNABLES = (FORWARD,)
+
+_CALLS = {"none": 0, "relu": 1, "tanh": 1, "sigmoid": 4}  # of NumPy, for an activation
 
 
 @quiet
@@ -22,7 +34,14 @@ def forward(activation: str, x: Array, w: Array, bias: Array | None, y: Array) -
             outputs += bias[o]
         apply(activation, outputs, outputs)
 
-    over_products(piece, x.shape[0], x.shape[1], len(w), bytes_a_piece=_PIECE_BYTES)
+    sizes = x.shape[0], x.shape[1], len(w)
+    piece_bytes = _PIECE_BYTES
+    if space.is_cut(*sizes):
+        passes = (bias is not None) + _CALLS[activation]
+        by_columns = x.strides[1] > x.strides[0], w.strides[1] > w.strides[0]
+        problem = space.Product(*sizes, passes, by_columns, y.itemsize, autotune.cpu())
+        piece_bytes = autotune.resolve(FORWARD, problem)["PIECE_BYTES"]
+    over_products(piece, *sizes, bytes_a_piece=piece_bytes)
 
 
 @quiet

@@ -71,11 +71,10 @@ def make_problem(
     for name, values in (("kernel_size", kernel), ("stride", stride), ("dilation", dilation)):
         if min(values) <= 0:
             raise RuntimeError(f"{name} should be greater than zero, but {name} is {values}")
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if any(not 0 <= p <= r // 2 for p, r in zip(padding, reach, strict=True)):
+    if any(not 0 <= p <= k // 2 for p, k in zip(padding, kernel, strict=True)):
         raise RuntimeError(
-            f"pad should be at least 0 and at most half of effective kernel size, but got padding {padding}, "
-            f"kernel_size {kernel} and dilation {dilation}"
+            f"pad should be at least 0 and at most half of kernel size, but got padding {padding} and "
+            f"kernel_size {kernel}"
         )
     if min(x_shape[1:]) <= 0:
         raise RuntimeError(
@@ -135,6 +134,19 @@ def _run(
     function: str, problem: Problem, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor | None]
 ) -> None:
     run(OPERATION.implementation(inputs[0].device.type), function, problem, inputs, outputs)
+
+
+def fill_inputs(function: str, problem: Problem, inputs: Sequence[torch.Tensor | None]) -> None:
+    """Makes an index among the tuner's inputs one that a forward could have left."""
+    if function not in ("max_backward", "max_gather"):
+        return
+    index = inputs[1]
+    assert index is not None
+    x = torch.randn(problem.N, problem.C, problem.H, problem.W, generator=torch.Generator().manual_seed(1))
+    where = torch.empty_strided(index.shape, index.stride(), dtype=index.dtype)
+    forward = "max_forward" if isinstance(problem, Pool2dProblem) else "adaptive_max_forward"
+    run(OPERATION.named("numpy"), forward, problem, (x,), (torch.empty_strided(where.shape, where.stride()), where))
+    index.copy_(where)
 
 
 def _max_forward(x: torch.Tensor, window: list[int], ceil_mode: bool, index: str) -> tuple[torch.Tensor, torch.Tensor]:

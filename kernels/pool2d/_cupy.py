@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ import torch
 
 from ... import autotune
 from .._cuda import ELEMENTS, launch
-from .._division import divisor
+from .._cuda_tensors import divisors, ints, longs, strides_of
+from .._division import blocks_of, power_of_two
 from ._cupy_space import (
     BANDS_BACKWARD,
     BANDS_FORWARD,
@@ -37,10 +39,8 @@ from ._cupy_space import (
     Reduce,
     Scatter,
     Taps,
-    blocks,
     plan,
     tiling,
-    up,
 )
 from ._problem import AdaptivePool2dProblem, Pool2dProblem, adaptive_bounds
 
@@ -50,7 +50,7 @@ TUNABLES = (CHANNELS_FORWARD, CHANNELS_BACKWARD, SCATTER, BANDS_FORWARD, BANDS_B
 Problem = Pool2dProblem | AdaptivePool2dProblem
 
 _FOLDER = Path(__file__).parent
-_PIXELS = 2**30  # of a launch: kernels count tiles in 31 bits, of which half may hang over an edge
+_PIXELS = 2**30  # of all planes of a launch: kernels count tiles in 31 bits, of which half may hang over an edge
 _OFFSETS = 2**31
 _LONGEST_SLIDE = 16  # taps of an axis up to which windows slide over registers
 _MOST_APART = 16  # taps of windows that share none, up to which a thread each is enough
@@ -61,23 +61,6 @@ _THREADS = 256  # of kernels without a configuration
 
 
 # ---- what kernels are told
-
-
-def _ints(*values: int) -> tuple[Any, ...]:
-    return tuple(map(np.int32, values))
-
-
-def _longs(*values: int) -> tuple[Any, ...]:
-    return tuple(map(np.int64, values))
-
-
-def _divisors(*values: int) -> tuple[Any, ...]:
-    """What ``Divisor`` needs to divide by each."""
-    packed = []
-    for value in values:
-        multiplier, shift = divisor(value)
-        packed.append(np.uint64(shift << 32 | multiplier))
-    return tuple(packed)
 
 
 @dataclass(frozen=True)
@@ -94,11 +77,12 @@ class Axis:
     divisor: int
     adaptive: bool
 
-    @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self, number: type[np.floating[Any]]) -> tuple[Any, ...]:
+        """``number``: the type of what means are divided by."""
         numbers = (self.size, self.count, self.kernel, self.stride, self.dilation, self.padding)
         by_window, by_element = (self.count, self.size) if self.adaptive else (1, self.stride)
-        return (*_ints(*numbers, self.margin, self.divisor == 0, self.divisor), *_divisors(by_window, by_element))
+        divided = (*ints(self.margin, self.divisor == 0), number(self.divisor))
+        return (*ints(*numbers), *divided, *divisors(by_window, by_element))
 
     @property
     def taps(self) -> Taps:
@@ -200,7 +184,8 @@ class _Call:
 
     @property
     def axes(self) -> tuple[Any, ...]:
-        return (*self.h.arguments, *self.w.arguments)
+        number = np.float64 if self.dtype is torch.float64 else np.float32
+        return (*self.h.arguments(number), *self.w.arguments(number))
 
     @property
     def taps(self) -> tuple[Taps, Taps]:
@@ -231,27 +216,25 @@ def _extent(tensor: torch.Tensor) -> int:
     return sum((size - 1) * stride for size, stride in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
 
 
-def _parts(problem: Problem) -> Iterator[tuple[Problem, slice]]:
-    """Parts of the batch whose pixels a kernel can count."""
+def _parts(problem: Problem, inside: bool) -> Iterator[tuple[Problem, tuple[slice, slice]]]:
+    """Ranges of images, and of a single one's planes, whose elements a kernel can count. Channels that lie inside stay
+    together: outputs are dense."""
     pixels_each = max(problem.H * problem.W, problem.P * problem.Q)
     if pixels_each > _PIXELS:
         raise NotImplementedError(
             f"pool2d: one image has {pixels_each} pixels, the kernels count up to {_PIXELS}: {problem}"
         )
-    count = _PIXELS // pixels_each
-    for n in range(0, problem.N, count):
-        part = slice(n, min(n + count, problem.N))
-        yield replace(problem, N=part.stop - n), part
-
-
-def _strides(tensor: torch.Tensor) -> list[int]:
-    """Strides, 0 where there is one element: those numbers mean nothing."""
-    return [0 if size == 1 else stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    images = max(1, _PIXELS // (pixels_each * problem.C))
+    planes = problem.C if inside else min(problem.C, _PIXELS // pixels_each)
+    for n in range(0, problem.N, images):
+        for c in range(0, problem.C, planes):
+            part = slice(n, min(n + images, problem.N)), slice(c, min(c + planes, problem.C))
+            yield replace(problem, N=part[0].stop - n, C=part[1].stop - c), part
 
 
 def _aligned(tensor: torch.Tensor, count: int) -> bool:
     """Whether ``count`` channels can be moved at once, wherever a pixel lies: by 16 bytes if they are more."""
-    step_n, step_c, step_h, step_w = _strides(tensor)
+    step_n, step_c, step_h, step_w = strides_of(tensor)
     size = count * tensor.element_size()
     address = tensor.storage_offset() * tensor.element_size() if tensor.is_meta else tensor.data_ptr()
     even = tensor.shape[1] % count == 0 and all(step % count == 0 for step in (step_n, step_h, step_w))
@@ -270,8 +253,10 @@ def _width(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> t
 
 def _lanes(packs: int) -> int:
     """Neighbouring threads that are neighbouring channels: 32 unless fewer leave less of the last ones idle."""
-    least = min(up(packs), 4)
-    return min((n for n in (32, 16, 8, 4, 2, 1) if least <= n <= up(packs)), key=lambda n: blocks(packs, n) * n)
+    least = min(power_of_two(packs), 4)
+    return min(
+        (n for n in (32, 16, 8, 4, 2, 1) if least <= n <= power_of_two(packs)), key=lambda n: blocks_of(packs, n) * n
+    )
 
 
 def _inside(small: torch.Tensor, large: torch.Tensor) -> bool:
@@ -308,11 +293,12 @@ def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: torch.Tensor, y: tor
 
 
 def _forward(problem: Problem, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None, maxima: bool) -> None:
-    for part, n in _parts(problem):
-        part_x, part_y, part_index = x[n], y[n], None if index is None else index[n]
+    inside = _inside(y, x)
+    for part, at in _parts(problem, inside):
+        part_x, part_y, part_index = x[at], y[at], None if index is None else index[at]
         call = _call(part, index, part_x, part_y)
         slides = _slides(call)
-        if _inside(y, x):
+        if inside:
             run = _forward_channels if slides else _reduce_channels
         else:
             run = _forward_planes if _fits_bands(call, part, slides, maxima) else _reduce_planes
@@ -341,7 +327,7 @@ def _forward_channels(
         y.element_size(), call.index_itemsize, (*call.options, together, call.pitch), call.device,
     )  # fmt: skip
     _channels(
-        call, kernel_problem, "forward", [x, y, index], {"MAXIMUM": int(maxima), "TOGETHER": together}, _strides(x)
+        call, kernel_problem, "forward", [x, y, index], {"MAXIMUM": int(maxima), "TOGETHER": together}, strides_of(x)
     )
 
 
@@ -357,7 +343,7 @@ def _channels(
     tunable = CHANNELS_FORWARD if kernel == "forward" else CHANNELS_BACKWARD
     config = autotune.resolve(tunable, problem)
     rows, columns, down, threads = (config[name] for name in ("ROWS", "COLS", "DOWN", "THREADS"))
-    tiles, groups = blocks(problem.places[1], columns), blocks(blocks(problem.places[0], rows), down)
+    tiles, groups = blocks_of(problem.places[1], columns), blocks_of(blocks_of(problem.places[0], rows), down)
     positions = problem.images * groups * tiles * down
     slides = problem.way != "cover"
     launch(
@@ -368,11 +354,11 @@ def _channels(
             "LANES": problem.lanes, "WIDTH": problem.width, "ROWS": rows, "COLS": columns, "DOWN": down,
             "THREADS": threads,
         },
-        (blocks(positions, threads // problem.lanes) * problem.channel_blocks,),
+        (blocks_of(positions, threads // problem.lanes) * problem.channel_blocks,),
         (threads,),
         (
-            *tensors, *_ints(problem.packs * problem.width, problem.channel_blocks, positions, groups, tiles),
-            *_divisors(groups, tiles), *call.axes, *_longs(*strides),
+            *tensors, *ints(problem.packs * problem.width, problem.channel_blocks, positions, groups, tiles),
+            *divisors(groups, tiles), *call.axes, *longs(*strides),
         ),
         tunable=tunable,
         problem=problem,
@@ -390,7 +376,7 @@ def _images_and_planes(problem: Problem, *tensors: torch.Tensor) -> tuple[int, i
 
 def _plane_strides(images: int, tensor: torch.Tensor) -> tuple[int, int, int, int]:
     """Strides of images, planes, rows and columns."""
-    n, c, h, w = _strides(tensor)
+    n, c, h, w = strides_of(tensor)
     return (0, c or n, h, w) if images == 1 else (n, c, h, w)
 
 
@@ -438,7 +424,7 @@ def _forward_planes(
     found = plan(config, kernel_problem)
     assert found is not None
     # threads of a team that lie across a window, the others below each other
-    across = min(team, up(call.w.kernel + 1) // 2)
+    across = min(team, power_of_two(call.w.kernel + 1) // 2)
     boxes, cuts = _boxes(kernel_problem, found)
     launch(
         _FOLDER / "forward.cu",
@@ -453,10 +439,10 @@ def _forward_planes(
         (config["THREADS"],),
         (
             x, y, index,
-            *_ints(*cuts, *found.tiles, found.source_pitches[0], found.made_pitches[0], found.made_pitches[-1]),
-            *_ints(found.sources[0], found.made[0], found.made[-1], found.tables, across),
-            *_divisors(*cuts[2::2], *found.tiles),
-            *call.axes, *_longs(*_plane_strides(images[0], x)),
+            *ints(*cuts, *found.tiles, found.source_pitches[0], found.made_pitches[0], found.made_pitches[-1]),
+            *ints(found.sources[0], found.made[0], found.made[-1], found.tables, across),
+            *divisors(*cuts[2::2], *found.tiles),
+            *call.axes, *longs(*_plane_strides(images[0], x)),
         ),
         found.shared,
         tunable=BANDS_FORWARD,
@@ -472,8 +458,8 @@ def _runs(problem: Bands, found: Plan) -> dict[str, int | str]:
 
 def _boxes(problem: Bands, found: Plan) -> tuple[int, tuple[int, ...]]:
     """How many boxes there are, and for planes, rows and columns: how many in a box, and how many boxes."""
-    groups = blocks(problem.planes, found.group)
-    bands, segments = blocks(problem.box[0], found.rows), blocks(problem.box[1], found.columns)
+    groups = blocks_of(problem.planes, found.group)
+    bands, segments = blocks_of(problem.box[0], found.rows), blocks_of(problem.box[1], found.columns)
     count = problem.images * groups * bands * segments
     return count, (problem.planes, found.group, groups, found.rows, bands, found.columns, segments)
 
@@ -496,23 +482,21 @@ def _reduce_channels(
     _reduce(
         call, kernel_problem, "channels", (x, y, index),
         {"TOGETHER": together, "LANES": kernel_problem.lanes, "WIDTH": width},
-        _ints(problem.C, kernel_problem.channel_blocks), (problem.P, problem.Q), _strides(x),
+        ints(problem.C, kernel_problem.channel_blocks), (problem.P, problem.Q), strides_of(x),
     )  # fmt: skip
 
 
 def _reduce_planes(
     call: _Call, problem: Problem, x: torch.Tensor, y: torch.Tensor, index: torch.Tensor | None, maxima: bool
 ) -> None:
-    vector = 16 // x.element_size() if call.w.dilation == 1 and _strides(x)[3] in (0, 1) and x.shape[3] > 1 else 1
-    if _strides(x)[3] == 0:
-        vector = 1
+    vector = 16 // x.element_size() if call.w.dilation == 1 and strides_of(x)[3] == 1 else 1
     kernel_problem = Reduce(
         problem.N * problem.C * problem.P * problem.Q, *_area(call), 1, 1, 1, vector,
         x.element_size(), call.index_itemsize, maxima, (*call.options, call.pitch), call.device,
     )  # fmt: skip
     _reduce(
-        call, kernel_problem, "planes", (x, y, index), {"VECTOR": vector}, _ints(problem.C),
-        (problem.P, problem.Q, problem.C), _strides(x),
+        call, kernel_problem, "planes", (x, y, index), {"VECTOR": vector}, ints(problem.C),
+        (problem.P, problem.Q, problem.C), strides_of(x),
     )  # fmt: skip
 
 
@@ -546,8 +530,8 @@ def _reduce(
         (problem.windows * problem.channel_blocks * splits,),
         (threads,),
         (
-            x, y, index, parts, places, *counts, *_ints(splits), np.int64(outputs), *_divisors(*divided), *call.axes,
-            *_longs(*strides),
+            x, y, index, parts, places, *counts, *ints(splits), np.int64(outputs), *divisors(*divided), *call.axes,
+            *longs(*strides),
         ),
         tunable=REDUCE,
         problem=problem,
@@ -558,9 +542,9 @@ def _reduce(
             _FOLDER / "reduce.cu",
             "finish",
             {**shared_macros, "FINISH": 1, "INSIDE": 0, "THREADS": _THREADS},
-            (blocks(outputs, _THREADS),),
+            (blocks_of(outputs, _THREADS),),
             (_THREADS,),
-            (parts, places, y, index, *_ints(splits), np.int64(outputs)),
+            (parts, places, y, index, *ints(splits), np.int64(outputs)),
         )
 
 
@@ -569,10 +553,11 @@ def _reduce(
 
 def max_backward(problem: Problem, dy: torch.Tensor, index: torch.Tensor, dx: torch.Tensor) -> None:
     """Each window's gradient, at its maximum; of an element, summed over its windows in a fixed order."""
-    for part, n in _parts(problem):
-        part_dy, part_index, part_dx = dy[n], index[n], dx[n]
+    inside = _inside(dx, dy)
+    for part, at in _parts(problem, inside):
+        part_dy, part_index, part_dx = dy[at], index[at], dx[at]
         call = _call(part, index, part_dy, part_dx, part_index)
-        if not _inside(dx, dy):
+        if not inside:
             bands = _scatter_bands(call, part, part_dy, part_index, part_dx)
             if _some_config(bands):
                 _scatter_planes(call, bands, part_dy, part_index, part_dx)
@@ -591,10 +576,11 @@ def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: torch.Tensor, dx: 
 
 
 def _avg_backward(problem: Problem, dy: torch.Tensor, dx: torch.Tensor) -> None:
-    for part, n in _parts(problem):
-        part_dy, part_dx = dy[n], dx[n]
+    inside = _inside(dx, dy)
+    for part, at in _parts(problem, inside):
+        part_dy, part_dx = dy[at], dx[at]
         call = _call(part, None, part_dy, part_dx)
-        if not _inside(dx, dy):
+        if not inside:
             if _whole(call):
                 _spread_whole(call, part, part_dy, part_dx)
                 continue
@@ -629,21 +615,24 @@ def _spread_whole(call: _Call, problem: Problem, dy: torch.Tensor, dx: torch.Ten
     size, planes = problem.H * problem.W, problem.N * problem.C
     aligned = dx.is_meta or dx.data_ptr() % 16 == 0
     vector = 16 // dx.element_size() if aligned else 1
-    # planes of a block, whose elements are whole vectors
-    group = vector * max(1, _WHOLE_ELEMENTS // (size * vector))
-    count = call.w.divisor or (call.h.kernel * call.w.kernel)
-    scale = np.float64(1 / count) if dx.dtype is torch.float64 else np.float32(1 / count)
+    # planes of a block are whole vectors, and the kernel counts their elements and one round of vectors more
+    while vector > 1 and vector // gcd(size, vector) * size + _THREADS * vector >= _OFFSETS:
+        vector //= 2
+    least = vector // gcd(size, vector)
+    group = least * max(1, _WHOLE_ELEMENTS // (size * least))
+    share = 1 / (call.w.divisor or size)
+    scale = np.float64(share) if dx.dtype is torch.float64 else np.float32(share)
     launch(
         _FOLDER / "spread.cu",
         "spread_whole",
         {
             **call.macros, "MAXIMUM": 0, "WHOLE": 1, "INSIDE": 0, "SLIDING": 0, "VECTOR": vector, "THREADS": _THREADS,
         },
-        (blocks(planes, group),),
+        (blocks_of(planes, group),),
         (_THREADS,),
         (
-            dy, dx, *_ints(planes, group, size, problem.C), *_divisors(size, problem.C), scale,
-            *_longs(*_strides(dy)[:2]),
+            dy, dx, *ints(planes, group, size, problem.C), *divisors(size, problem.C), scale,
+            *longs(*strides_of(dy)[:2]),
         ),
     )  # fmt: skip
 
@@ -655,12 +644,12 @@ def _spread_channels(call: _Call, problem: Problem, dy: torch.Tensor, dx: torch.
     slides = _slides_back(call)
     places = (problem.H, problem.W)
     if slides:
-        places = blocks(h.size + h.padding, h.stride), blocks(w.size + w.padding, w.stride)
+        places = blocks_of(h.size + h.padding, h.stride), blocks_of(w.size + w.padding, w.stride)
     kernel_problem = Channels(
         "spread" if slides else "cover", call.taps, places, problem.N, packs, width, _lanes(packs), dx.element_size(),
         0, (*call.options, call.adaptive, together), call.device,
     )  # fmt: skip
-    strides = [*_strides(dy), *_strides(dx)]
+    strides = [*strides_of(dy), *strides_of(dx)]
     _channels(call, kernel_problem, "spread", [dy, dx], {"MAXIMUM": 0, "TOGETHER": together}, strides)
 
 
@@ -669,7 +658,7 @@ def _spread_bands(call: _Call, problem: Problem, dy: torch.Tensor, dx: torch.Ten
     slides = _slides_back(call)
     pad_h, pad_w = (call.h.padding, call.w.padding) if slides else (0, 0)
     outside = [
-        slides and (axis.taps.back > 0 or blocks(axis.size + axis.padding, axis.stride) > axis.count)
+        slides and (axis.taps.back > 0 or blocks_of(axis.size + axis.padding, axis.stride) > axis.count)
         for axis in (call.h, call.w)
     ]
     images = _images_and_planes(problem, dy, dx)
@@ -699,10 +688,10 @@ def _spread_planes(call: _Call, bands: Bands, dy: torch.Tensor, dx: torch.Tensor
         (boxes,),
         (config["THREADS"],),
         (
-            dy, dx, *_ints(planes, group, groups, bands.box[0], rows, band_count, bands.box[1], columns, segments),
-            *_ints(*found.tiles, found.source_pitches[0], found.made_pitches[0], found.sources[0], found.made[0]),
-            *_ints(found.tables), *_divisors(groups, band_count, segments, *found.tiles), *call.axes,
-            *_longs(*_plane_strides(bands.images, dy)),
+            dy, dx, *ints(planes, group, groups, bands.box[0], rows, band_count, bands.box[1], columns, segments),
+            *ints(*found.tiles, found.source_pitches[0], found.made_pitches[0], found.sources[0], found.made[0]),
+            *ints(found.tables), *divisors(groups, band_count, segments, *found.tiles), *call.axes,
+            *longs(*_plane_strides(bands.images, dy)),
         ),
         found.shared,
         tunable=BANDS_BACKWARD,
@@ -730,7 +719,11 @@ def _scatter_channels(call: _Call, problem: Problem, dy: torch.Tensor, index: to
     found = tiling(config, kernel_problem)
     assert found is not None
     (tile_h, tile_w), lanes = found.tile, found.lanes
-    tiles_h, tiles_w, channel_blocks = blocks(problem.H, tile_h), blocks(problem.W, tile_w), blocks(packs, lanes)
+    tiles_h, tiles_w, channel_blocks = (
+        blocks_of(problem.H, tile_h),
+        blocks_of(problem.W, tile_w),
+        blocks_of(packs, lanes),
+    )
     launch(
         _FOLDER / "scatter.cu",
         "scatter_channels",
@@ -741,9 +734,9 @@ def _scatter_channels(call: _Call, problem: Problem, dy: torch.Tensor, index: to
         (problem.N * tiles_h * tiles_w * channel_blocks,),
         (config["THREADS"],),
         (
-            dy, index, dx, *_ints(problem.C, channel_blocks, tile_h, tile_w, tiles_h, tiles_w, *found.patch),
-            *_ints(*found.phases), *_divisors(channel_blocks, tiles_h, tiles_w, problem.W), *call.axes,
-            *_longs(*_strides(dy), *_strides(index), *_strides(dx)),
+            dy, index, dx, *ints(problem.C, channel_blocks, tile_h, tile_w, tiles_h, tiles_w, *found.patch),
+            *ints(*found.phases), *divisors(channel_blocks, tiles_h, tiles_w, problem.W), *call.axes,
+            *longs(*strides_of(dy), *strides_of(index), *strides_of(dx)),
         ),
         found.shared,
         tunable=SCATTER,
@@ -781,10 +774,10 @@ def _scatter_planes(call: _Call, bands: Bands, dy: torch.Tensor, index: torch.Te
         (boxes,),
         (config["THREADS"],),
         (
-            dy, index, dx, *_ints(*cuts, max(config["ROWS"], meeting_h - 1), meeting_w, *found.source_pitches),
-            *_ints(found.made_pitches[0], found.sources[1], found.made[0], found.shared - found.made[0]),
-            *_divisors(*cuts[2::2], call.w.size), *call.axes,
-            *_longs(*_plane_strides(bands.images, dy), *_plane_strides(bands.images, index)),
+            dy, index, dx, *ints(*cuts, max(config["ROWS"], meeting_h - 1), meeting_w, *found.source_pitches),
+            *ints(found.made_pitches[0], found.sources[1], found.made[0], found.shared - found.made[0]),
+            *divisors(*cuts[2::2], call.w.size), *call.axes,
+            *longs(*_plane_strides(bands.images, dy), *_plane_strides(bands.images, index)),
         ),
         found.shared,
         tunable=BANDS_BACKWARD,
@@ -795,20 +788,20 @@ def _scatter_planes(call: _Call, bands: Bands, dy: torch.Tensor, index: torch.Te
 
 def max_gather(problem: Problem, ddx: torch.Tensor, index: torch.Tensor, ddy: torch.Tensor) -> None:
     """``ddy = ddx`` at the place of each maximum: the derivative of :func:`max_backward`."""
-    for part, n in _parts(problem):
-        part_ddx, part_index, part_ddy = ddx[n], index[n], ddy[n]
+    inside = ddy.stride(1) == 1 and problem.C > 1
+    for part, at in _parts(problem, inside):
+        part_ddx, part_index, part_ddy = ddx[at], index[at], ddy[at]
         call = _call(part, index, part_ddx, part_ddy, part_index)
         windows = part_ddy.numel()
         index_type = "long long" if windows >= _OFFSETS else call.index
-        inside = part_ddy.stride(1) == 1 and part.C > 1
         launch(
             _FOLDER / "gather.cu",
             "gather",
             {**call.macros, "INDEX": index_type, "MAXIMUM": 0, "INSIDE": int(inside), "THREADS": _THREADS},
-            (blocks(windows, _THREADS),),
+            (blocks_of(windows, _THREADS),),
             (_THREADS,),
             (
-                part_ddx, part_index, part_ddy, np.int64(windows), *_ints(part.C), *_divisors(part.C, part.P, part.Q),
-                *call.axes, *_longs(*_strides(part_ddx), *_strides(part_index)),
+                part_ddx, part_index, part_ddy, np.int64(windows), *ints(part.C), *divisors(part.C, part.P, part.Q),
+                *call.axes, *longs(*strides_of(part_ddx), *strides_of(part_index)),
             ),
         )  # fmt: skip

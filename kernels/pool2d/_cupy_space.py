@@ -12,22 +12,15 @@ from functools import lru_cache
 from math import gcd
 
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
+from .._division import blocks_of, power_of_two
 
 # Of what lies in L2 a block reads at about four times the rate of device memory.
 _L2_SHARE = 0.25
 _REGISTERS = 128  # a thread, up to which a tile is worth it
 _COPY = 5  # instructions for 16 bytes between the two memories
 _LINE_BYTES = 64  # of neighbours in memory, the least that a tile takes
+_GRID = 2**31  # blocks that a launch must have fewer of
 _STRIP = 8  # rows of elements that look their windows up, of which a thread takes ROWS times as many
-
-
-def blocks(n: int, size: int) -> int:
-    return -(-n // size)
-
-
-def up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 @dataclass(frozen=True)
@@ -70,6 +63,11 @@ class Taps:
         return windows * self.kernel if self.dilation > 1 else min(self.span(windows), windows * self.kernel)
 
 
+def _unit(itemsize: int) -> str:
+    """Of a multiprocessor, that computes with elements of so many bytes."""
+    return "double" if itemsize == 8 else "fma"
+
+
 # ---- channels inside
 
 
@@ -103,7 +101,7 @@ class Channels:
 
     @property
     def channel_blocks(self) -> int:
-        return blocks(self.packs, self.lanes)
+        return blocks_of(self.packs, self.lanes)
 
     @property
     def key(self) -> Key:
@@ -147,9 +145,9 @@ def _channels_refusal(config: Config, problem: Channels) -> str | None:
         return "rows of elements that look their windows up share nothing"
     if config["COLS"] > 4 and problem.way != "cover":
         return f"{config['COLS']} windows side by side take too many registers"
-    if config["ROWS"] > up(rows) or config["COLS"] > up(columns):
+    if config["ROWS"] > power_of_two(rows) or config["COLS"] > power_of_two(columns):
         return f"{config['ROWS']} x {config['COLS']} are more than all {rows} x {columns}"
-    if config["DOWN"] > up(blocks(rows, config["ROWS"])):
+    if config["DOWN"] > power_of_two(blocks_of(rows, config["ROWS"])):
         return f"there are no {config['DOWN']} tiles below each other"
     if config["DOWN"] > config["THREADS"] // problem.lanes:
         return f"a block has no {config['DOWN']} tiles"
@@ -164,8 +162,8 @@ def _channels_cost(config: Config, problem: Channels) -> Cost:
     rows, columns, threads = config["ROWS"], config["COLS"], config["THREADS"]
     h, w = problem.taps
     width, size, index = problem.width, problem.itemsize, problem.index_itemsize
-    tiles_h, tiles_w = blocks(problem.places[0], rows), blocks(problem.places[1], columns)
-    positions = problem.images * blocks(tiles_h, config["DOWN"]) * config["DOWN"] * tiles_w
+    tiles_h, tiles_w = blocks_of(problem.places[0], rows), blocks_of(problem.places[1], columns)
+    positions = problem.images * blocks_of(tiles_h, config["DOWN"]) * config["DOWN"] * tiles_w
     forward = problem.way in ("max", "mean")
     if forward:
         loads, made = h.read(rows) * w.read(columns), rows * columns
@@ -188,9 +186,9 @@ def _channels_cost(config: Config, problem: Channels) -> Cost:
     instructions += effort * width
     halo = max(0.0, below - 1) * fresh
     return Cost(
-        blocks=blocks(positions, threads // problem.lanes) * problem.channel_blocks,
+        blocks=blocks_of(positions, threads // problem.lanes) * problem.channel_blocks,
         flops=2 * instructions * threads,
-        unit="fma",
+        unit=_unit(problem.itemsize),
         bytes=threads * width * ((fresh + halo * _L2_SHARE) * size + made * (size + index)),
         shared_traffic=threads * width * loads * size,
         steps=0.5 * (h.read(rows) if forward else 1.0),
@@ -293,17 +291,17 @@ def _tiling(band: int, lanes: int, problem: Scatter) -> Tiling | None:
         return None
     tiles = []
     for parts in range(1, width + 1):
-        columns = blocks(width, parts)
+        columns = blocks_of(width, parts)
         rows = min(height, fitting // columns)
         if rows:
-            rows = blocks(height, blocks(height, rows))
+            rows = blocks_of(height, blocks_of(height, rows))
             tiles.append((_seen(problem, rows, columns) / (rows * columns), rows, columns))
             if rows == height:
                 break
     _, rows, columns = min(tiles)
     patch = tuple(max(1, distance - 1) for distance in problem.meeting)
     phases = tuple(2 if distance > 1 else 1 for distance in problem.meeting)
-    shared = blocks(rows * columns * pixel, 16) * 16
+    shared = blocks_of(rows * columns * pixel, 16) * 16
     return Tiling(lanes, (rows, columns), (patch[0], patch[1]), (phases[0], phases[1]), shared)
 
 
@@ -318,7 +316,7 @@ def _seen(problem: Scatter, rows: int, columns: int) -> int:
 
 def _scatter_refusal(config: Config, problem: Scatter) -> str | None:
     lanes = config["LANES"]
-    if lanes > up(problem.packs):
+    if lanes > power_of_two(problem.packs):
         return f"there are only {problem.packs} groups of {problem.width} channels"
     if lanes < problem.packs and lanes * problem.width * problem.itemsize < _LINE_BYTES:
         return f"{lanes * problem.width} channels are less than {_LINE_BYTES} bytes of memory"
@@ -334,20 +332,20 @@ def _scatter_cost(config: Config, problem: Scatter) -> Cost:
     threads, lanes, width, size = config["THREADS"], found.lanes, problem.width, problem.itemsize
     rows, columns = found.tile
     height, wide = problem.plane
-    tiles = blocks(height, rows) * blocks(wide, columns)
+    tiles = blocks_of(height, rows) * blocks_of(wide, columns)
     windows = _seen(problem, rows, columns)
     slots = threads // lanes
     phases = found.phases[0] * found.phases[1]
-    patches = blocks(windows, found.patch[0] * found.patch[1])
-    rounds = phases * blocks(blocks(patches, phases), slots) * found.patch[0] * found.patch[1]
-    pixels = blocks(rows * columns, slots)
-    used = lanes * width * min(1.0, problem.packs / (blocks(problem.packs, lanes) * lanes))
+    patches = blocks_of(windows, found.patch[0] * found.patch[1])
+    rounds = phases * blocks_of(blocks_of(patches, phases), slots) * found.patch[0] * found.patch[1]
+    pixels = blocks_of(rows * columns, slots)
+    used = lanes * width * min(1.0, problem.packs / (blocks_of(problem.packs, lanes) * lanes))
     read = size + problem.index_itemsize
     fresh = problem.taps[0].count * problem.taps[1].count / tiles
     return Cost(
-        blocks=problem.images * tiles * blocks(problem.packs, lanes),
+        blocks=problem.images * tiles * blocks_of(problem.packs, lanes),
         flops=2 * threads * (250 + rounds * (45 + 18 * width) + pixels * (14 + 2 * width)),
-        unit="fma",
+        unit=_unit(problem.itemsize),
         bytes=used * ((fresh + max(0.0, windows - fresh) * _L2_SHARE) * read + rows * columns * size),
         shared_traffic=windows * lanes * width * 12 + rows * columns * lanes * width * 2 * problem.held,
         steps=1.0 + phases,
@@ -422,10 +420,10 @@ class Bands:
         """Rows (columns) of the source, at most, that so many of a box see; also outside."""
         taps = self.taps[axis]
         if self.adaptive:
-            return blocks(length * self.source[axis], self.box[axis]) + 1
+            return blocks_of(length * self.source[axis], self.box[axis]) + 1
         if self.way in ("max", "mean", "walk"):
             return taps.span(length)
-        return blocks(length, taps.stride) + taps.back + (self.way != "spread")
+        return blocks_of(length, taps.stride) + taps.back + (self.way != "spread")
 
     def brought(self, axis: int, length: int) -> int:
         """As :meth:`seen`, inside."""
@@ -435,7 +433,8 @@ class Bands:
     def key(self) -> Key:
         d = self.device
         windows = tuple((axis.kernel, axis.stride, axis.dilation) for axis in self.taps)
-        exact = (self.way, windows, self.outside, self.sources, self.made, self.held, self.maxima, self.adaptive)
+        moved = (self.sources, self.made, self.held, self.width)
+        exact = (self.way, windows, self.outside, *moved, self.maxima, self.adaptive)
         sizes = {"rows": self.box[0], "columns": self.box[1], "planes": self.images * self.planes}
         return Key((*exact, *self.options, d.name, d.multiprocessors, d.shared_bytes), sizes)
 
@@ -472,7 +471,7 @@ class Plan:
 def _whole(elements: int, itemsize: int) -> int:
     """So many elements and as many as may lie before them in their first 16 bytes, in whole 16 bytes."""
     vector = 16 // itemsize
-    return blocks(elements + vector - 1, vector) * vector
+    return blocks_of(elements + vector - 1, vector) * vector
 
 
 def _layout(tile: tuple[int, int], problem: Bands, group: int, rows: int, columns: int) -> Plan:
@@ -483,12 +482,14 @@ def _layout(tile: tuple[int, int], problem: Bands, group: int, rows: int, column
     if not any(problem.outside):
         seen_h, seen_w = min(seen_h, problem.source[0]), min(seen_w, problem.source[1])
     across = problem.source[1] if flat else seen_w
-    tiles = blocks(rows, tile[0]), blocks(columns, tile[1])
+    tiles = blocks_of(rows, tile[0]), blocks_of(columns, tile[1])
     # what tiles that hang over a box's edges read, and do not use
     over = [
-        blocks(count * step - size, axis.stride) if problem.way == "spread" else (count * step - size) * axis.stride
+        blocks_of(count * step - size, axis.stride) if problem.way == "spread" else (count * step - size) * axis.stride
         for count, step, size, axis in zip(tiles, tile, (rows, columns), problem.taps, strict=True)
     ]
+    # what windows at the right edge read behind a plane's last row, and do not use
+    behind = max(0, seen_w - problem.source[1]) if runs == "PLANE_RUNS" else 0
     at = 0
     begins: list[int] = []
     pitches: list[int] = []
@@ -502,34 +503,38 @@ def _layout(tile: tuple[int, int], problem: Bands, group: int, rows: int, column
         before = _whole(problem.taps[1].reach, size) if runs == "PLANE_RUNS" else 0
         begins.append(at + before * size)
         pitches.append(pitch)
-        at += (before + elements + _whole(over[0] * (pitch if runs == "ROW_RUNS" else across) + over[1], size)) * size
-        at = blocks(at, 16) * 16
+        hanging = over[0] * (pitch if runs == "ROW_RUNS" else across) + over[1]
+        at += (before + elements + _whole(hanging + behind, size)) * size
+        at = blocks_of(at, 16) * 16
     for size, held in zip(problem.made, (problem.held, *problem.made[1:]), strict=True):
         pitch = _whole(columns, size)
         begins.append(at)
         pitches.append(pitch)
         at += (_whole(group * rows * columns, size) if flat else rows * pitch) * held
-        at = blocks(at, 16) * 16
+        at = blocks_of(at, 16) * 16
     tables = at
     accumulator = max(4, problem.made[0])
     if problem.way == "cover":
         at += 16 * rows + 8 * columns + accumulator * (seen_h + seen_w)
-    elif problem.way in ("mean", "spread", "walk"):
-        at += accumulator * (tiles[0] * tile[0] + tiles[1] * tile[1] + seen_h + across + sum(over))
+    elif problem.way == "spread":
+        for count, step, axis in zip(tiles, tile, problem.taps, strict=True):
+            at += accumulator * (count * step // axis.stride + axis.back)
+    elif problem.way in ("mean", "walk"):
+        at += accumulator * (tiles[0] * tile[0] + tiles[1] * tile[1])
     split = len(problem.sources)
     return Plan(
         group, rows, columns, tiles, flat, runs, tuple(pitches[:split]), tuple(pitches[split:]), tuple(begins[:split]),
-        tuple(begins[split:]), tables, blocks(at, 16) * 16,
+        tuple(begins[split:]), tables, blocks_of(at, 16) * 16,
     )  # fmt: skip
 
 
 def _most(limit: int, unit: int, fits: Callable[[int], bool]) -> int:
     """The size, up to ``limit``, of parts as equal as whole units allow and as large as fit; 0 if no unit does."""
-    low, high = 0, blocks(limit, unit)
+    low, high = 0, blocks_of(limit, unit)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(min(middle * unit, limit)) else (low, middle - 1)
-    return low and min(limit, blocks(blocks(limit, blocks(limit, low * unit)), unit) * unit)
+    return low and min(limit, blocks_of(blocks_of(limit, blocks_of(limit, low * unit)), unit) * unit)
 
 
 def plan(config: Config, problem: Bands) -> Plan | None:
@@ -563,14 +568,16 @@ def _plan(band: int, tile_rows: int, tile_columns: int, problem: Bands) -> Plan 
 def _bands_refusal(config: Config, problem: Bands) -> str | None:
     rows, columns, team = config["ROWS"], config["COLS"], config.get("TEAM", 1)
     h, w = problem.taps
-    if team > 1 and (problem.way != "walk" or team > up(h.kernel * w.kernel) // 4):
+    if team > 1 and (problem.way != "walk" or team > power_of_two(h.kernel * w.kernel) // 4):
         return f"windows have no work for {team} threads"
     if problem.way == "walk" and rows * columns > 1:
         return "threads that walk through one window make no tile"
     if problem.way == "scatter" and columns > 1:
         return "a strip is one column of windows"
     height, width = problem.box
-    if rows > up(blocks(height, problem.tile[0])) or columns > up(blocks(width, problem.tile[1])):
+    if rows > power_of_two(blocks_of(height, problem.tile[0])) or columns > power_of_two(
+        blocks_of(width, problem.tile[1])
+    ):
         return f"{rows} x {columns} are more than all {height} x {width}"
     held = {"max": 2, "mean": 2, "spread": h.stride * w.stride}.get(problem.way, 1) * rows * columns
     if held > 64:
@@ -595,7 +602,7 @@ def _bands_cost(config: Config, problem: Bands) -> Cost:
     h, w = problem.taps
     width, size = problem.width, problem.made[0]
     index = len(problem.made) > 1
-    boxes = blocks(problem.box[0], found.rows) * blocks(problem.box[1], found.columns)
+    boxes = blocks_of(problem.box[0], found.rows) * blocks_of(problem.box[1], found.columns)
     tiles = found.group * found.tiles[0] * found.tiles[1]
     conflicts: float = _conflicts(columns * w.stride, size)
     masked = found.runs == "PLANE_RUNS" and problem.outside[1]
@@ -628,7 +635,7 @@ def _bands_cost(config: Config, problem: Bands) -> Cost:
     else:
         tiles = found.group * problem.brought(0, found.rows) * problem.brought(1, found.columns)
         loads, effort, stored, conflicts = 3, 34 + 45 / rows, 1, 1
-    rounds = blocks(tiles, threads) * threads
+    rounds = blocks_of(tiles, threads) * threads
     brought = sum(problem.sources) * found.group
     source = problem.source[0] * problem.source[1] / boxes * brought
     staged = problem.brought(0, found.rows) * problem.brought(1, found.columns) * brought if boxes > 1 else source
@@ -637,11 +644,11 @@ def _bands_cost(config: Config, problem: Bands) -> Cost:
     copy = _COPY if found.runs == "ONE_RUN" or (found.group == 1 and found.flat) else 3 * _COPY
     instructions = rounds * effort + staged / 16 * copy + (out + 2 * held) / 16 * _COPY + 300 * threads
     return Cost(
-        blocks=problem.images * blocks(problem.planes, found.group) * boxes,
+        blocks=problem.images * blocks_of(problem.planes, found.group) * boxes,
         flops=2 * instructions,
-        unit="fma",
+        unit=_unit(problem.made[0]),
         bytes=source + max(0.0, staged - source) * _L2_SHARE + out,
-        shared_traffic=rounds * (loads * conflicts + stored) * 4 + staged + out + 2 * held,
+        shared_traffic=rounds * (loads * conflicts + stored) * max(4, size) + staged + out + 2 * held,  # banks: 4 bytes
         steps=2.0,
         shared=found.shared,
         threads=threads,
@@ -707,7 +714,7 @@ class Reduce:
 
     @property
     def channel_blocks(self) -> int:
-        return blocks(self.packs, self.lanes)
+        return blocks_of(self.packs, self.lanes)
 
     @property
     def key(self) -> Key:
@@ -726,6 +733,8 @@ def _loads(config: Config, problem: Reduce) -> float:
 def _reduce_refusal(config: Config, problem: Reduce) -> str | None:
     if config["THREADS"] < problem.lanes:
         return f"{problem.lanes} neighbouring channels need as many threads"
+    if problem.windows * problem.channel_blocks * config["SPLITS"] >= _GRID:
+        return "there are more blocks than a grid has"
     if config["SPLITS"] > 1 and _loads(config, problem) < 2:
         return f"{config['SPLITS']} parts leave no work to a thread"
     if config["THREADS"] * problem.width * (16 if problem.itemsize == 8 else 8) > 48 * 1024:
@@ -746,7 +755,7 @@ def _reduce_cost(config: Config, problem: Reduce) -> Cost:
     return Cost(
         blocks=problem.windows * problem.channel_blocks * splits,
         flops=2 * threads * (120 + loads * (14 + elements * fold) + halves * problem.width * 12),
-        unit="fma",
+        unit=_unit(problem.itemsize),
         bytes=lanes * (read / splits * problem.itemsize + problem.itemsize + problem.index_itemsize),
         steps=1 + loads / 4 + halves / 8,
         shared=threads * problem.width * 2 * part,

@@ -18,14 +18,7 @@ typedef long long Where;
 
 namespace tilesmith {
 
-template <bool FIRST, typename A, typename B>
-struct Select {
-    typedef A Type;
-};
-template <typename A, typename B>
-struct Select<false, A, B> {
-    typedef B Type;
-};
+constexpr bool HALF = sizeof(Element) == 2;
 
 __device__ inline Accumulator lowest() { return -Accumulator(__int_as_float(0x7f800000)); }
 // What elements outside of the input are taken for.
@@ -33,11 +26,9 @@ __device__ inline Element nothing() { return narrow<Element>(MAXIMUM ? lowest() 
 
 // What a sum is divided by, as a product of what its rows and its columns count. Half types are rounded afterwards: for
 // them a factor that is a few units of float32 off will do.
-typedef Select<sizeof(Element) == 2, float, int>::Type Share;
-__device__ inline Share share_of(int count) { return sizeof(Element) == 2 ? Share(__fdividef(1.0f, float(count))) : Share(count); }
-__device__ inline float mean(float sum, float share) { return sum * share; }
-__device__ inline float mean(float sum, int share) { return sum / float(share); }
-__device__ inline double mean(double sum, int share) { return sum / share; }
+typedef Accumulator Share;
+__device__ inline Share share_of(Accumulator count) { return HALF ? Share(__fdividef(1.0f, float(count))) : count; }
+__device__ inline Accumulator mean(Accumulator sum, Share share) { return HALF ? sum * share : sum / share; }
 
 __device__ inline Element narrowed(Element value) { return value; }
 template <typename Wide>
@@ -105,8 +96,6 @@ __device__ inline Accumulator result(const Sum& fold, Share share) { return mean
 #endif
 
 // ---- N elements in registers; two half numbers are one word
-
-constexpr bool HALF = sizeof(Element) == 2;
 
 __device__ inline unsigned bits_of(const Element& element) { return *reinterpret_cast<const unsigned short*>(&element); }
 

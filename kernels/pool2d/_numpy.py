@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ... import autotune
 from .._arrays import Array
 from .._parallel import parallel_for
 from . import _numpy_avg as average
 from . import _numpy_max as maximum
+from . import _numpy_space as space
 from ._numpy_index import Indices, gather, scatter
 from ._numpy_windows import Problem, in_memory_order
 from ._problem import AdaptivePool2dProblem, Pool2dProblem
@@ -24,6 +26,15 @@ _BLOCK_BYTES = 512 * 1024
 # Elements of NumPy's buffers while we run. Rows shorter than a third of a buffer are copied into one, to make long
 # loops of short ones. With the usual 8192 a maximum over rows of 512 took 2 times as long, over rows of 64 1.4 times.
 _BUFFER = 1024
+
+
+def _default(_: space.Blocks | None) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES, "BUFFER": _BUFFER}
+
+
+_DIRECTIONS = ("max_forward", "max_backward", "max_gather", "avg_forward", "avg_backward")
+_TUNABLE = {direction: space.tunable(direction, _default) for direction in _DIRECTIONS}
+TUNABLES = tuple(_TUNABLE.values())
 
 
 def max_forward(problem: Pool2dProblem, x: Array, y: Array, index: Array | None) -> None:
@@ -38,21 +49,45 @@ def adaptive_max_forward(problem: AdaptivePool2dProblem, x: Array, y: Array, ind
 
 def _maxima(problem: Problem, x: Array, y: Array, index: Array | None) -> None:
     if index is None:
-        _over_blocks(lambda y, x: maximum.maxima(problem, x, y), y, x)
-    else:
-        _over_blocks(lambda y, index, x: maximum.maxima_and_taps(problem, x, y, index), y, index, x)
+        _over_blocks("max_forward", problem, lambda y, x: maximum.maxima(problem, x, y), y, x)
+        return
+    _over_blocks(
+        "max_forward",
+        problem,
+        lambda y, index, x: maximum.maxima_and_taps(problem, x, y, index),
+        y,
+        index,
+        x,
+        index_bytes=index.itemsize,
+    )
 
 
 def max_backward(problem: Problem, dy: Array, index: Array, dx: Array) -> None:
     """``dx.flat[index] += dy`` in each plane, windows in order."""
     indices = Indices(problem)
-    _over_blocks(lambda dx, dy, index: scatter(problem, indices, dy, index, dx), dx, dy, index)
+    _over_blocks(
+        "max_backward",
+        problem,
+        lambda dx, dy, index: scatter(problem, indices, dy, index, dx),
+        dx,
+        dy,
+        index,
+        index_bytes=index.itemsize,
+    )
 
 
 def max_gather(problem: Problem, ddx: Array, index: Array, ddy: Array) -> None:
     """``ddy = ddx.flat[index]`` in each plane: the derivative of :func:`max_backward`."""
     indices = Indices(problem)
-    _over_blocks(lambda ddy, ddx, index: gather(indices, ddx, index, ddy), ddy, ddx, index)
+    _over_blocks(
+        "max_gather",
+        problem,
+        lambda ddy, ddx, index: gather(problem, indices, ddx, index, ddy),
+        ddy,
+        ddx,
+        index,
+        index_bytes=index.itemsize,
+    )
 
 
 def avg_forward(problem: Pool2dProblem, x: Array, y: Array) -> None:
@@ -66,7 +101,8 @@ def adaptive_avg_forward(problem: AdaptivePool2dProblem, x: Array, y: Array) -> 
 
 
 def _means(problem: Problem, x: Array, y: Array) -> None:
-    _over_blocks(lambda y, x: average.means(problem, x, y), y, x, products=average.products(problem))
+    products = average.products(problem)
+    _over_blocks("avg_forward", problem, lambda y, x: average.means(problem, x, y), y, x, products=products)
 
 
 def avg_backward(problem: Pool2dProblem, dy: Array, dx: Array) -> None:
@@ -80,17 +116,31 @@ def adaptive_avg_backward(problem: AdaptivePool2dProblem, dy: Array, dx: Array) 
 
 
 def _shares(problem: Problem, dy: Array, dx: Array) -> None:
-    _over_blocks(lambda dx, dy: average.shares(problem, dy, dx), dx, dy, products=average.products(problem))
+    products = average.products(problem)
+    _over_blocks("avg_backward", problem, lambda dx, dy: average.shares(problem, dy, dx), dx, dy, products=products)
 
 
-def _over_blocks(run: Callable[..., None], output: Array, *others: Array, products: int = 0) -> None:
+def _over_blocks(
+    direction: str,
+    problem: Problem,
+    run: Callable[..., None],
+    output: Array,
+    *others: Array,
+    products: int = 0,
+    index_bytes: int = 0,
+) -> None:
     """Runs it on blocks ``[n, g, h, w, c]`` of all arrays, several threads at a time."""
     arrays = in_memory_order(output, *others)
-    count = arrays[0].shape[0]
+    count, channels = arrays[0].shape[0], arrays[0].shape[4]
     largest = max(array.nbytes for array in arrays)
+    config = _default(None)
+    if count > 1 and largest > space.LEAST_BLOCK_BYTES:
+        blocks = space.blocks_of_a_call(direction, problem, count, channels, output.itemsize, index_bytes)
+        config = autotune.resolve(_TUNABLE[direction], blocks)
+    buffer = config["BUFFER"]
 
     def block(start: int, stop: int) -> None:
-        before = np.setbufsize(_BUFFER)
+        before = np.setbufsize(buffer)
         try:
             run(*(array[start:stop] for array in arrays))
         finally:
@@ -100,6 +150,6 @@ def _over_blocks(run: Callable[..., None], output: Array, *others: Array, produc
         count,
         block,
         bytes_moved=sum(array.nbytes for array in arrays),
-        block=max(1, _BLOCK_BYTES * count // largest),
+        block=max(1, config["BLOCK_BYTES"] * count // largest),
         products=products,
     )

@@ -122,6 +122,11 @@ def products(problem: Problem) -> int:
     return by_product * problem.N * problem.C * problem.H * problem.W * problem.P * problem.Q
 
 
+def is_product(problem: Problem, channels: int) -> bool:
+    """Whether the windows of a plane are one matrix product."""
+    return channels == 1 and _few_products(problem)
+
+
 def _few_products(problem: Problem) -> bool:
     products_a_plane = problem.H * problem.W * problem.P * problem.Q
     return products_a_plane <= (_MOST_UNEVEN_PRODUCTS if as_ordinary(problem) is None else _MOST_PRODUCTS)
@@ -130,7 +135,7 @@ def _few_products(problem: Problem) -> bool:
 @lru_cache(maxsize=PLANS)
 def cover(problem: Problem, channels: int, dtype: np.dtype[Any]) -> Array | None:
     """``[H·W, P·Q]`` of ones where a window covers an element, for planes that are worth a product each."""
-    if channels > 1 or not _few_products(problem):
+    if not is_product(problem, channels):
         return None
     return np.kron(*(_band(problem, axis, dtype) for axis in (0, 1)))
 

@@ -33,6 +33,30 @@ def places(problem: Problem) -> tuple[Array, Array]:
     return r * problem.W + s, np.add.outer(top * problem.W, left)
 
 
+@lru_cache(maxsize=PLANS)
+def windows_without_taps(problem: Problem) -> tuple[Array, Array] | None:
+    """``[P, Q]``, which windows have no tap inside the plane, and the tap that they name: the first that is not before
+    it. ``None`` where there are none: only taps that lie apart can all miss.
+
+    They name a place outside, as in torch; nothing is read or added there (torch's CPU does).
+    """
+    if isinstance(problem, AdaptivePool2dProblem) or problem.dilation == (1, 1):
+        return None
+    missing, first = [], []
+    for count, size, kernel, stride, padding, dilation in zip(
+        (problem.P, problem.Q), (problem.H, problem.W), problem.kernel, problem.stride, problem.padding,
+        problem.dilation, strict=True,
+    ):  # fmt: skip
+        start = np.arange(count) * stride - padding
+        at = start[:, None] + np.arange(kernel) * dilation
+        missing.append(~((at >= 0) & (at < size)).any(axis=1))
+        first.append(np.minimum(np.maximum(-(start // dilation), 0), kernel - 1))
+    which = np.logical_or.outer(*missing)
+    if not which.any():
+        return None
+    return which, np.add.outer(first[0] * problem.kernel[1], first[1])[which]
+
+
 class Indices:
     """Where maxima are in a block ``[n, g, H, W, c]``, flat, told from taps or from indices in a plane.
 
@@ -66,10 +90,16 @@ class Indices:
 
 def scatter(problem: Problem, indices: Indices, dy: Array, index: Array, dx: Array) -> None:
     """``dx.flat[index] += dy`` in each plane of ``dx [n, g, H, W, c]``, windows in order."""
-    if _tiles_of_few_taps(problem, index):
+    if tiles_of_few_taps(problem, index.shape[4], index.itemsize):
         _write_by_tap(problem, dy, index, dx)
         return
-    target, gradient, to = dx.reshape(-1), dy.reshape(-1), indices(index)
+    to = indices(index)
+    without = windows_without_taps(problem)
+    if without is not None:
+        dy = dy.copy()
+        dy[:, :, without[0]] = 0
+        np.clip(to, 0, dx.size - 1, out=to)
+    target, gradient = dx.reshape(-1), dy.reshape(-1)
     target.fill(0)
     if problem.overlapping:
         # one-dimensional, aligned and of one dtype, this takes 1 ns an element; phases of windows that do not overlap
@@ -79,19 +109,23 @@ def scatter(problem: Problem, indices: Indices, dy: Array, index: Array, dx: Arr
         target[to] = gradient
 
 
-def gather(indices: Indices, ddx: Array, index: Array, ddy: Array) -> None:
+def gather(problem: Problem, indices: Indices, ddx: Array, index: Array, ddy: Array) -> None:
     """``ddy = ddx.flat[index]`` in each plane: the derivative of :func:`scatter`."""
     np.take(ddx.reshape(-1), indices(index), out=ddy.reshape(-1), mode="clip")
+    without = windows_without_taps(problem)
+    if without is not None:
+        ddy[:, :, without[0]] = 0
 
 
-def _tiles_of_few_taps(problem: Problem, index: Array) -> TypeGuard[Pool2dProblem]:
+def tiles_of_few_taps(problem: Problem, channels: int, index_bytes: int) -> TypeGuard[Pool2dProblem]:
+    """Whether each tap's elements are written at once; an index of one byte is a tap."""
     return (
         isinstance(problem, Pool2dProblem)
         and problem.kernel == problem.stride
         and problem.dilation == (1, 1)
         and problem.taps <= _FEW_TAPS
-        and index.dtype == np.uint8
-        and index.shape[4] >= _MANY_CHANNELS
+        and index_bytes == 1
+        and channels >= _MANY_CHANNELS
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .._arrays import Array
 from .._workspace import workspace
-from ._numpy_index import places
+from ._numpy_index import places, windows_without_taps
 from ._numpy_windows import Problem, at_every_position, is_whole_plane, padded, picked, reduced, runs, shifted
 from ._problem import Pool2dProblem
 
@@ -43,6 +43,10 @@ def maxima_and_taps(problem: Problem, x: Array, y: Array, index: Array) -> None:
         taps = _at_windows(problem, x, y)
     if not _all_plain(y):
         taps = _tap_by_tap(problem, x, y)
+    without = windows_without_taps(problem)
+    if without is not None:
+        which, tap = without
+        taps[:, :, which] = tap[:, None].astype(taps.dtype)
     if index.dtype == np.uint8:
         index[...] = taps
     else:

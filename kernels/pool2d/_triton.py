@@ -660,7 +660,7 @@ def _blocks(
         "JOINED": _joined(horizontal, columns.each, planar),
         "ALL_ROWS": H % stride_h == 0 and config["BLOCK_STEP"] == 1,
         "CHECKED": checked or rows > vertical.count or config["BLOCK_STEP"] > 1,
-        "WIDE": wide(dy, dx),
+        "WIDE": wide(dy, dx, dx if index is None else index),
         "ACC": _accumulator(dx.dtype),
     }
     if index is None:
@@ -741,7 +741,7 @@ def _gather(
         "COVERING_W": horizontal.covering,
         "EACH": each,
         "WHOLE": W % each == 0,
-        "WIDE": wide(dy, dx),
+        "WIDE": wide(dy, dx, dx if index is None else index),
         "ACC": _accumulator(dx.dtype),
     }
     if index is None:

@@ -8,21 +8,13 @@ from functools import lru_cache
 from math import gcd
 
 from ...autotune import Config, Cost, Device, Key, Tunable, fastest
+from .._division import blocks_of, power_of_two
 from ._triton_axes import Axis
 
 _LEAST_TILE = 256  # elements of a tile of channels
 _LINE_BYTES = 64  # of neighbours in memory, the least that a tile takes
 _MOST_REGISTERS, _MOST_BAND_REGISTERS = 80, 76  # by the estimates below, with which nothing spills: found by compiling
 _L2_SHARE = 0.25  # of what lies in L2 a program reads at about four times the rate of device memory
-
-
-def _up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
-def _blocks(n: int, size: int) -> int:
-    return -(-n // size)
 
 
 # ---- lanes that walk down rows
@@ -102,18 +94,18 @@ def _walk_refusal(config: Config, problem: Walk) -> str | None:
             return f"{lanes * channels} elements are too few for a program"
         if channels < problem.channels and channels * problem.itemsize < _LINE_BYTES:
             return f"{channels} channels are less than {_LINE_BYTES} bytes of memory"
-        if each < min(problem.vector, _up(problem.channels)):
+        if each < min(problem.vector, power_of_two(problem.channels)):
             return f"{each} elements a thread are less than 16 bytes"
         if problem.bytewise and each > max(1, problem.vector):
             return f"{each} elements a thread are more than 16 bytes, and their indices lie differently"
     least = each == max(1, problem.vector) and _at_once(config) == 1
     if _registers(config, problem) > _MOST_REGISTERS and not least:
         return f"{each} elements a thread take {_registers(config, problem):.0f} registers"
-    if not problem.planar and channels > max(8, _up(problem.channels)):
+    if not problem.planar and channels > max(8, power_of_two(problem.channels)):
         return f"BLOCK_C={channels} is more than all {problem.channels} channels"
-    if lanes > max(64, _up(problem.lanes)):
+    if lanes > max(64, power_of_two(problem.lanes)):
         return f"BLOCK_LANES={lanes} is more than all {problem.lanes} lanes"
-    if config["BLOCK_P"] > max(1, _up(problem.rows)):
+    if config["BLOCK_P"] > max(1, power_of_two(problem.rows)):
         return f"BLOCK_P={config['BLOCK_P']} is more than all {problem.rows} rows"
     if _at_once(config) > config["BLOCK_P"]:
         return "more rows at a time than there are"
@@ -124,9 +116,9 @@ def _walk_cost(config: Config, problem: Walk) -> Cost:
     threads = 32 * config["num_warps"]
     rows = min(config["BLOCK_P"], problem.rows)
     blocks = (
-        _blocks(problem.lanes, config["BLOCK_LANES"])
-        * _blocks(problem.channels, config["BLOCK_C"])
-        * _blocks(problem.rows, config["BLOCK_P"])
+        blocks_of(problem.lanes, config["BLOCK_LANES"])
+        * blocks_of(problem.channels, config["BLOCK_C"])
+        * blocks_of(problem.rows, config["BLOCK_P"])
     )
     tile = config["BLOCK_LANES"] * config["BLOCK_C"]
     # an address, a mask and the access itself, shared by the channels that one access brings
@@ -141,7 +133,7 @@ def _walk_cost(config: Config, problem: Walk) -> Cost:
         bytes=used * (rows * problem.bytes + shared),
         # every access passes the L1 cache, which is what shared memory is made of; a single column takes 4 bytes of it
         shared_traffic=tile * rows * problem.loads * (4 if problem.planar else problem.itemsize),
-        steps=_blocks(rows, _at_once(config)) * problem.waits + (problem.shared_bytes > 0),
+        steps=blocks_of(rows, _at_once(config)) * problem.waits + (problem.shared_bytes > 0),
         threads=threads,
         registers=min(255, int(_registers(config, problem))),
     )
@@ -247,7 +239,7 @@ def group_of(config: Config, problem: Bands) -> int:
 
 def _steps(config: Config, problem: Bands, width: int) -> int:
     """Tiles that make one row of windows ``width`` wide."""
-    return _blocks(width, config["BLOCK_W"]) if group_of(config, problem) == 1 else 1
+    return blocks_of(width, config["BLOCK_W"]) if group_of(config, problem) == 1 else 1
 
 
 def parts_of(config: Config, problem: Bands) -> int:
@@ -260,10 +252,10 @@ def parts_of(config: Config, problem: Bands) -> int:
 
 def _programs(config: Config, problem: Bands) -> int:
     return (
-        _blocks(problem.keys, config["BLOCK_K"])
+        blocks_of(problem.keys, config["BLOCK_K"])
         * problem.images
         * problem.vertical.count
-        * _blocks(problem.horizontal.count, group_of(config, problem))
+        * blocks_of(problem.horizontal.count, group_of(config, problem))
     )
 
 
@@ -286,11 +278,11 @@ def _band_refusal(config: Config, problem: Bands) -> str | None:
         return f"{each} elements of 8 bytes a thread spill"
     if each > 1 and _band_registers(config, problem) > _MOST_BAND_REGISTERS:
         return f"{each} elements a thread take {_band_registers(config, problem):.0f} registers"
-    if keys > max(16, _up(problem.keys)):
+    if keys > max(16, power_of_two(problem.keys)):
         return f"BLOCK_K={keys} is more than all {problem.keys}"
     if not problem.planar and keys < problem.keys and keys * problem.itemsize < _LINE_BYTES:
         return f"{keys} channels are less than {_LINE_BYTES} bytes of memory"
-    if columns > max(16, 2 * _up(problem.horizontal.size)):
+    if columns > max(16, 2 * power_of_two(problem.horizontal.size)):
         return f"BLOCK_W={columns} is more than all {problem.horizontal.size} columns"
     return None
 
@@ -389,7 +381,7 @@ def _spread_refusal(config: Config, problem: Spread) -> str | None:
 def _spread_cost(config: Config, problem: Spread) -> Cost:
     threads = 32 * config["num_warps"]
     return Cost(
-        blocks=_blocks(problem.elements, config["BLOCK"]),
+        blocks=blocks_of(problem.elements, config["BLOCK"]),
         # a division, an address and a load for each element, a comparison of its number
         flops=2 * (config["BLOCK"] * (14 if problem.index else 8) + 30 * threads),
         unit="double" if problem.itemsize == 8 else "fma",

@@ -1,6 +1,6 @@
 // Windows along one axis: the elements that a window sees, the windows that see an element, what a mean is divided by.
 //
-// Macros: ADAPTIVE (0: windows of `kernel` taps, `dilation` apart, one every `stride` elements; 1: the axis is cut into
+// Macros: ELEMENT, ADAPTIVE (0: windows of `kernel` taps, `dilation` apart, one every `stride` elements; 1: the axis is cut into
 // `count` windows), INDEX (int, or long long where size · count or an offset within an image needs it).
 #pragma once
 #include "_device.cuh"
@@ -8,6 +8,8 @@
 typedef INDEX Index;
 
 namespace tilesmith {
+
+typedef Numbers<ELEMENT>::Accumulator Count;  // what a mean is divided by: the caller's number may have any sign and size
 
 // `count` numbers: first, first + step, ...
 struct Run {
@@ -26,7 +28,8 @@ __device__ inline int part_end(int i, int size, int parts, unsigned long long by
 struct Axis {
     int size, count, kernel, stride, dilation, padding;
     int margin;            // how far beyond the input elements count for a mean
-    int counts, constant;  // a mean's divisor: counts · their number + constant
+    int counts;      // a mean's divisor: counts · their number + constant
+    Count constant;
     unsigned long long by_window, by_element;  // divisors: adaptive `count` and `size`, else 1 and `stride`
 
     // The elements of window p that are inside, and the number of the first one's tap.
@@ -43,14 +46,13 @@ struct Axis {
     }
 
     // Where the elements of windows p and later begin, and those of windows up to p end; both inside.
-    __device__ int begin(int p) const {
-        int tap;
-        return min(elements(p, tap).first, size);
-    }
+    __device__ int begin(int p) const { return min(max(element(p, 0), 0), size); }
     __device__ int end(int p) const {
-        int tap;
-        const Run run = elements(p, tap);
-        return run.count > 0 ? run.first + (run.count - 1) * run.step + 1 : begin(p);
+#if ADAPTIVE
+        return part_end(p, size, count, by_window);
+#else
+        return min(max(element(p, kernel - 1) + 1, 0), size);
+#endif
     }
 
     // The windows that see element h; with dilation also some between its taps.
@@ -81,16 +83,16 @@ struct Axis {
 #endif
     }
 
-    // This axis' factor of what the sum of window p is divided by.
-    __device__ int counted(int p) const {
+    // This axis' factor of what the sum of window p is divided by; not 0, also of windows that are not there.
+    __device__ Count counted(int p) const {
 #if ADAPTIVE
         int tap;
         const int count_of_elements = elements(p, tap).count;
 #else
         const int start = p * stride - padding;
-        const int count_of_elements = min(start + kernel, size + margin) - max(start, -margin);
+        const int count_of_elements = max(min(start + kernel, size + margin) - max(start, -margin), 1);
 #endif
-        return counts * count_of_elements + constant;
+        return Count(counts * count_of_elements) + constant;
     }
 };
 
@@ -99,7 +101,7 @@ struct Axis {
 // An axis as a kernel's parameters.
 #define AXIS(a)                                                                                                    \
     int a##_size, int a##_count, int a##_kernel, int a##_stride, int a##_dilation, int a##_padding, int a##_margin, \
-        int a##_counts, int a##_constant, unsigned long long a##_by_window, unsigned long long a##_by_element
+        int a##_counts, Count a##_constant, unsigned long long a##_by_window, unsigned long long a##_by_element
 #define AXIS_OF(a) \
     { a##_size, a##_count, a##_kernel, a##_stride, a##_dilation, a##_padding, a##_margin, a##_counts, a##_constant, \
       a##_by_window, a##_by_element }

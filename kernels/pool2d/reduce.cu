@@ -99,12 +99,15 @@ reduce_channels(const Element* x, Element* y, Where* index, Accumulator* parts, 
     const Image image(x + n * x_n + channel * x_c, h.size, w.size, x_c, x_h, x_w);
     const int each = (rows.count * columns.count + splits - 1) / splits;
     const int last = min((split + 1) * each, rows.count * columns.count);
-    const SmallDivisor by_columns(max(columns.count, 1));
+    // From a slot's element to its next one, in rows and columns
+    const int across = max(columns.count, 1), down = SLOTS / across, right = SLOTS % across;
     const auto walk = [&](auto visit) {
+        int i = split * each + slot, r = i / across, s = i % across;
 #pragma unroll 4
-        for (int i = split * each + slot; i < last; i += SLOTS) {
-            const int r = by_columns(i), s = i - r * columns.count;
+        for (; i < last; i += SLOTS) {
             visit(image(rows.first + r * rows.step, columns.first + s * columns.step), numbers(r, s));
+            r += down, s += right;
+            if (s >= across) ++r, s -= across;
         }
     };
     if (channel < channels) {
@@ -146,7 +149,8 @@ reduce_planes(const Element* x, Element* y, Where* index, Accumulator* parts, in
     Fold fold[1];
     fold[0].clear(numbers.first);
     const Element* from = x + n * x_n + c * x_c + rows.first * x_h + columns.first * x_w;
-    if (VECTOR > 1 && WHERE != 1 && columns.count == w.size && x_h == w.size)  // whole rows are one run
+    // Whole rows are one run
+    if (VECTOR > 1 && WHERE != 1 && columns.count == w.size && x_h == w.size && rows.step == 1)
         columns.count *= rows.count, rows.count = min(rows.count, 1);
     // Each run in slots of 16 bytes, the ends in parts of them
     const int slots = VECTOR > 1 ? (columns.count + VECTOR - 1) / VECTOR + 1 : columns.count;

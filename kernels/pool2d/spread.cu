@@ -19,7 +19,7 @@ using namespace tilesmith;
 
 #ifdef WHOLE
 
-// A block fills `group` planes, which lie side by side and begin with a whole vector.
+// A block fills `group` planes, which lie side by side and are whole vectors; their elements are counted in 31 bits.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 spread_whole(const Element* dy, Element* dx, int planes, int group, int size, int channels, unsigned long long by_size,
              unsigned long long by_channels, Accumulator scale, long long dy_n, long long dy_c) {
@@ -110,8 +110,8 @@ struct Gradients {
     const Axis &h, &w;
 
     __device__ Values<WIDTH> operator()(int p, int q) const { return image(p, q); }
-    __device__ Accumulator of_row(int p) const { return inverse(Accumulator(max(h.counted(p), 1))); }
-    __device__ Accumulator of_column(int q) const { return inverse(Accumulator(max(w.counted(q), 1))); }
+    __device__ Accumulator of_row(int p) const { return inverse(h.counted(p)); }
+    __device__ Accumulator of_column(int q) const { return inverse(w.counted(q)); }
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -158,7 +158,7 @@ spread_channels(const Element* dy, Element* dx, int channels, int channel_blocks
             for (int p = down.first; p < down.first + down.count; ++p)
                 for (int q = right.first; q < right.first + right.count; ++q) {
                     const Values<WIDTH> gradient = image(p, q);
-                    const Accumulator scale = inverse(Accumulator(h.counted(p) * w.counted(q)));
+                    const Accumulator scale = inverse(h.counted(p) * w.counted(q));
 #pragma unroll
                     for (int v = 0; v < WIDTH; ++v) sum[v] += widen(gradient.get(v)) * scale;
                 }
@@ -243,10 +243,9 @@ spread_planes(const Element* dy, Element* dx, int planes, int group, int groups,
     const int table_h = BACK_H + tiles_h * ROWS, table_w = BACK_W + tiles_w * COLS;
     Accumulator* scale_w = scale_h + table_h - (box.first_column / STRIDE_W - BACK_W);
     for (int i = threadIdx.x; i < table_h; i += THREADS)
-        scale_h[i] = inverse(Accumulator(max(h.counted(seen_h.first + i), 1)));
+        scale_h[i] = inverse(h.counted(seen_h.first + i));
     for (int i = threadIdx.x; i < table_w; i += THREADS)
-        scale_h[table_h + i] =
-            inverse(Accumulator(max(w.counted(box.first_column / STRIDE_W - BACK_W + i), 1)));
+        scale_h[table_h + i] = inverse(w.counted(box.first_column / STRIDE_W - BACK_W + i));
     wait_for_bands();
     const Divisor by_columns(by_tiles_w), by_rows(by_tiles_h);
 #pragma unroll 1
@@ -285,9 +284,9 @@ spread_planes(const Element* dy, Element* dx, int planes, int group, int groups,
         of_columns[j] = make_int2(run.first, run.first + run.count);
     }
     for (int i = threadIdx.x; i < seen_h.inside(); i += THREADS)
-        scale_h[i] = inverse(Accumulator(h.counted(seen_h.begin + i)));
+        scale_h[i] = inverse(h.counted(seen_h.begin + i));
     for (int i = threadIdx.x; i < seen_w.inside(); i += THREADS)
-        scale_w[i] = inverse(Accumulator(w.counted(seen_w.begin + i)));
+        scale_w[i] = inverse(w.counted(seen_w.begin + i));
     wait_for_bands();
     // A thread goes down STRIP rows, from change to change
     const Divisor by_columns(by_tiles_w), by_rows(by_tiles_h);

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from ... import autotune
 from .. import _blas
 from .._arrays import Array
 from .._parallel import matmul, parallel_for, quiet
 from .._workspace import workspace
+from . import _numpy_space as space
 from ._numpy_layout import (
     Masks,
     by_step,
@@ -26,6 +28,14 @@ from ._problem import SAVED, RnnProblem, Weights
 
 # Steps whose derivatives are prepared together: what they fill should stay in the L2 cache.
 _BLOCK_BYTES = 512 * 1024
+
+
+def _default(_: space.Walk) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES}
+
+
+BACKWARD = space.tunable(_default)
+TUNABLES = (BACKWARD,)
 
 
 @quiet
@@ -109,10 +119,14 @@ def _cells_before(memory: tuple[Array, Array], masks: Masks, first: int, stop: i
     return before
 
 
-def _steps(problem: RnnProblem, itemsize: int) -> Iterator[tuple[int, int]]:
+def _steps(problem: RnnProblem, itemsize: int, stored: bool) -> Iterator[tuple[int, int]]:
     """Blocks of steps, last one first."""
-    step_bytes = problem.B * problem.D * (problem.G + 1) * problem.H * itemsize
-    size = max(1, _BLOCK_BYTES // max(1, step_bytes))
+    step_bytes = space.bytes_of_a_step(problem, itemsize)
+    block_bytes = _BLOCK_BYTES
+    if problem.T > 1 and problem.T * step_bytes > space.LEAST_BLOCK_BYTES:
+        walk = space.Walk(problem, stored, itemsize, autotune.cpu())
+        block_bytes = autotune.resolve(BACKWARD, walk)["BLOCK_BYTES"]
+    size = max(1, block_bytes // step_bytes)
     for stop in range(problem.T, 0, -size):
         yield max(0, stop - size), stop
 
@@ -148,7 +162,7 @@ def _walk_back(
     dy_steps = by_step(problem, dy)
     w = cut(gate_rows(problem, weights.w_hh, of_state=True).transpose(0, 2, 1), B)
     again = _Recompute(problem, x, weights, hidden[1]) if gates is None and problem.G > 1 else None
-    for first, stop in _steps(problem, dz.itemsize):
+    for first, stop in _steps(problem, dz.itemsize, again is None):
         saved: Any = None if gates is None else gates[first:stop]
         if again is not None:
             saved = again.gates(first, stop)

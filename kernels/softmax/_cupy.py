@@ -18,8 +18,9 @@ import torch
 from ... import autotune
 from ...autotune import Config, Cost, Tunable, fastest
 from .._cuda import ELEMENTS, launch
+from .._division import blocks_of, power_of_two
 from ..activation._dense import common_alignment, in_the_order_of
-from ._slices import Parts, Slices, Softmax, blocks_of, flat, parts_of, up
+from ._slices import Parts, Slices, Softmax, flat, parts_of
 
 ON_TENSORS = True
 
@@ -57,7 +58,7 @@ def block(config: Config, problem: Softmax) -> Block:
     """Rows: teams no larger than a row needs. Columns: as told."""
     units, threads = _units(problem), config["THREADS"]
     if problem.inner == 1:
-        team = min(threads, up(blocks_of(units, config["UNITS"])))
+        team = min(threads, power_of_two(blocks_of(units, config["UNITS"])))
         slices = threads // team
     else:
         team = config["TEAM"]
@@ -113,9 +114,11 @@ def _refusal(config: Config, problem: Softmax) -> str | None:
 
 def _columns_refusal(config: Config, problem: Softmax) -> str | None:
     team, teams = config["TEAM"], config["THREADS"] // config["TEAM"]
-    if team > up(problem.length):
+    if team > power_of_two(problem.length):
         return f"{team} threads for {problem.length} elements"
-    if teams > up(blocks_of(problem.slices, problem.vector)) and team < min(_TEAMS[-1], up(problem.length)):
+    if teams > power_of_two(blocks_of(problem.slices, problem.vector)) and team < min(
+        _TEAMS[-1], power_of_two(problem.length)
+    ):
         return f"{teams} times {problem.vector} slices are more than all {problem.slices}"
     return _refusal(config, problem)
 

@@ -9,6 +9,7 @@ import torch
 
 from ...autotune import Cost, Device, Key
 from ...autotune.model import resident
+from .._division import blocks_of
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,3 @@ def parts_of(problem: Softmax, steps: int, slices_each: int, blocks: int) -> Par
     wanted = problem.device.multiprocessors * blocks // blocks_of(problem.slices, slices_each)
     each = blocks_of(steps, max(1, min(wanted, steps)))
     return Parts(blocks_of(steps, each), each)
-
-
-def blocks_of(n: int, size: int) -> int:
-    return -(-n // size)
-
-
-def up(n: int) -> int:
-    """The least power of two that is at least ``n``."""
-    return 1 << max(n - 1, 0).bit_length()

@@ -62,12 +62,12 @@ def by_element(vector, COLUMNS: tl.constexpr):
 @triton.jit
 def sizes(slices, length, inner, COLUMNS: tl.constexpr, ALIGN: tl.constexpr, WIDE: tl.constexpr):
     """The sizes in elements. The innermost was passed in units of ``ALIGN``, so that Triton knows what divides it."""
+    if WIDE:  # before they are multiplied: 2^31 elements are passed as 2^27
+        slices, length, inner = tl.cast(slices, tl.int64), tl.cast(length, tl.int64), tl.cast(inner, tl.int64)
     if COLUMNS:
         slices, inner = slices * ALIGN, inner * ALIGN
     else:
         length = length * ALIGN
-    if WIDE:
-        slices, length, inner = tl.cast(slices, tl.int64), tl.cast(length, tl.int64), tl.cast(inner, tl.int64)
     return slices, length, inner
 
 
@@ -217,8 +217,9 @@ def softmax_looped(
         tl.program_id(0) // parts, slices, length, inner, inner_mul, inner_shift, COLUMNS, PLANES, ALIGN, WIDE,
         BLOCK_SLICES,
     )  # fmt: skip
-    begin = part.to(length.dtype) * steps * BLOCK_LENGTH
-    end = tl.minimum(begin + steps * BLOCK_LENGTH, length)
+    each = tl.cast(steps, length.dtype) * BLOCK_LENGTH
+    begin = part.to(length.dtype) * each
+    end = tl.minimum(begin + each, length)
     if COLUMNS:
         total = tl.zeros((BLOCK_LENGTH, BLOCK_SLICES), ACC)
     else:
@@ -341,8 +342,9 @@ def gradient_looped(
         tl.program_id(0) // parts, slices, length, inner, inner_mul, inner_shift, COLUMNS, PLANES, ALIGN, WIDE,
         BLOCK_SLICES,
     )  # fmt: skip
-    begin = part.to(length.dtype) * steps * BLOCK_LENGTH
-    end = tl.minimum(begin + steps * BLOCK_LENGTH, length)
+    each = tl.cast(steps, length.dtype) * BLOCK_LENGTH
+    begin = part.to(length.dtype) * each
+    end = tl.minimum(begin + each, length)
     if COLUMNS:
         total = tl.zeros((BLOCK_LENGTH, BLOCK_SLICES), ACC)
     else:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from ...autotune import Config, Cost, Tunable, fastest
-from ._slices import Parts, Softmax, blocks_of, parts_of, up
+from .._division import blocks_of, power_of_two
+from ._slices import Parts, Softmax, parts_of
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Tile:
 def tile(config: Config, problem: Softmax) -> Tile:
     """Rows: as many as fit beside each other. Columns: as told. No longer than slices are."""
     if problem.inner == 1:
-        length = min(up(problem.length), config["ELEMENTS"])
+        length = min(power_of_two(problem.length), config["ELEMENTS"])
         return Tile(config["ELEMENTS"] // length, length)
-    return Tile(config["BLOCK_SLICES"], min(up(problem.length), config["ELEMENTS"] // config["BLOCK_SLICES"]))
+    return Tile(config["BLOCK_SLICES"], min(power_of_two(problem.length), config["ELEMENTS"] // config["BLOCK_SLICES"]))
 
 
 def parts(config: Config, problem: Softmax) -> Parts:
@@ -55,7 +56,7 @@ def _refusal(config: Config, problem: Softmax) -> str | None:
     words = _words(config, problem) * (problem.reads if whole else 1)
     if words > (_MOST_WORDS if whole else _MOST_WORDS_IN_TWO_PASSES)[problem.accumulator_bytes][warps]:
         return f"{words} registers a thread for elements spill"
-    if config["ELEMENTS"] > _ELEMENTS[0] and of.slices > up(problem.slices):
+    if config["ELEMENTS"] > _ELEMENTS[0] and of.slices > power_of_two(problem.slices):
         return f"{of.slices} slices are more than all {problem.slices}"
     if config["BLOCKS"] != _BLOCKS[0]:
         if whole:
@@ -67,7 +68,7 @@ def _refusal(config: Config, problem: Softmax) -> str | None:
 
 def _columns_refusal(config: Config, problem: Softmax) -> str | None:
     of = tile(config, problem)
-    if of.slices > max(_COLUMNS[-1], up(problem.slices)):
+    if of.slices > max(_COLUMNS[-1], power_of_two(problem.slices)):
         return f"{of.slices} slices are more than all {problem.slices}"
     if of.slices * problem.itemsize < _LEAST_RUN <= problem.inner * problem.itemsize:
         return f"{of.slices} neighbours are less than {_LEAST_RUN} bytes"

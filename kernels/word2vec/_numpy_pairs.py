@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ... import autotune
 from .._arrays import Array
 from .._openmp import alone
 from .._parallel import parallel_for, quiet
 from .._workspace import workspace
+from . import _numpy_space as space
 from ._problem import PairsProblem
 
 _BLOCK_BYTES = 1 << 20  # rows gathered at once
@@ -28,6 +30,29 @@ _BYTES_FOR_THREADS = 32 << 20
 
 Gradient = tuple[Array, Array]
 DType = np.dtype[Any]
+
+
+def _forward_default(_: space.Rows | None) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES}
+
+
+def _backward_default(_: space.Rows | None) -> autotune.Config:
+    return {"BLOCK_BYTES": _BLOCK_BYTES, "CHUNK_BYTES": _CHUNK_BYTES}
+
+
+FORWARD, BACKWARD = space.forward(_forward_default), space.backward(_backward_default)
+TUNABLES = (FORWARD, BACKWARD)
+
+
+def _config(
+    tunable: autotune.Tunable, problem: PairsProblem, table: Array, dtype: DType, gradients: int
+) -> autotune.Config:
+    """Asked for once a call, and not where one block is all."""
+    if not space.is_cut(problem, dtype.itemsize, gradients > 0):
+        return tunable.default(None)
+    is_half = table.itemsize == 2
+    rows = space.Rows(problem, gradients, is_half, _BYTES_FOR_THREADS, dtype.itemsize, autotune.cpu())
+    return autotune.resolve(tunable, rows)
 
 
 @quiet
@@ -44,6 +69,7 @@ def forward(
 ) -> None:
     share = _share(inputs, loss.dtype)
     wrong = residual  # holds the scores first
+    config = _config(FORWARD, problem, w_in, loss.dtype, 0)
 
     def body(start: int, stop: int) -> None:
         rows = slice(start, stop)
@@ -51,7 +77,7 @@ def forward(
         v = _gathered("targets", w_out, targets[rows])
         np.matmul(v, h[:, :, None], out=wrong[rows, :, None])
 
-    _over_rows(problem, 0, problem.B, loss.itemsize, body)
+    _over_rows(problem, config, 0, problem.B, loss.itemsize, body)
     np.negative(wrong, wrong, where=labels)  # how far on the wrong side
     tail = np.exp(-np.abs(wrong))
     there = (targets >= 0) & (share > 0)[:, None]
@@ -79,7 +105,8 @@ def backward(
     needs_out: bool,
 ) -> tuple[Gradient | None, Gradient | None]:
     B, d, dtype = problem.B, problem.d, residual.dtype
-    chunk = max(1, _CHUNK_BYTES // (d * dtype.itemsize))
+    config = _config(BACKWARD, problem, w_in, dtype, needs_in + needs_out)
+    chunk = max(1, config["CHUNK_BYTES"] // (d * dtype.itemsize))
     share = _share(inputs, dtype)
     slope = residual * -grad_loss[:, None]  # of the loss by the scores
     d_in = _RowSums(inputs, chunk, d, dtype) if needs_in else None
@@ -96,25 +123,25 @@ def backward(
                 v = _gathered("targets", w_out, targets[rows])
                 np.matmul(slope[rows, None], v, out=dh[here, None])
 
-        _over_rows(problem, first, last, dtype.itemsize, body)
+        _over_rows(problem, config, first, last, dtype.itemsize, body)
         if d_out is not None:
-            d_out.add(first, h, slope[first:last])
+            d_out.add(first, h, slope[first:last], config)
         if d_in is not None:
             if divide and problem.C != 1:
                 np.multiply(dh, share[first:last, None], dh)
-            d_in.add(first, dh, None)
+            d_in.add(first, dh, None, config)
     return None if d_in is None else d_in.result, None if d_out is None else d_out.result
 
 
-def _over_rows(problem: PairsProblem, first: int, last: int, itemsize: int, body: Any) -> None:
+def _over_rows(problem: PairsProblem, config: autotune.Config, first: int, last: int, itemsize: int, body: Any) -> None:
     """``body(start, stop)`` over blocks of the rows ``first`` to ``last - 1`` whose gathered rows fit the cache."""
-    bytes_a_row = max(1, problem.C + problem.M) * problem.d * itemsize
+    bytes_a_row = space.bytes_of_a_row(problem, itemsize)
     n = last - first
     parallel_for(
         n,
         lambda start, stop: body(first + start, first + stop),
         bytes_moved=n * bytes_a_row if n * bytes_a_row >= _BYTES_FOR_THREADS else 0,
-        block=max(1, _BLOCK_BYTES // bytes_a_row),
+        block=max(1, config["BLOCK_BYTES"] // bytes_a_row),
         products=n * problem.M * problem.d,
     )
 
@@ -185,7 +212,7 @@ class _RowSums:
     def result(self) -> Gradient:
         return self._ids, self._rows
 
-    def add(self, first: int, vectors: Array, weights: Array | None) -> None:
+    def add(self, first: int, vectors: Array, weights: Array | None, config: autotune.Config) -> None:
         """The ``vectors [n, d]`` of the rows from ``first`` on, times ``weights [n, k]``, to each of the rows' ids."""
         n, k = len(vectors), self._of_rows.shape[1]
         segments = self._whole or _Segments.of(self._of_rows[first : first + n])
@@ -196,7 +223,7 @@ class _RowSums:
             return
         places = np.searchsorted(self._ids, segments.ids)
         bounds = np.append(segments.starts, len(source))
-        at_once = max(1, _BLOCK_BYTES // (vectors.shape[1] * vectors.itemsize))
+        at_once = max(1, config["BLOCK_BYTES"] // (vectors.shape[1] * vectors.itemsize))
         for i in range(0, len(places), at_once):
             here = bounds[i : i + at_once + 1]
             some = slice(here[0], here[-1])

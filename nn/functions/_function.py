@@ -5,8 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ...kernels import backends
+
+
+def differentiated(*tensors: torch.Tensor | None) -> bool:
+    """Whether a derivative may be asked for of what is computed from these here and now."""
+    # inside functorch transforms requires_grad does not tell, nor does it of forward-mode derivatives
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 class Function(torch.autograd.Function):
@@ -49,6 +58,8 @@ class Function(torch.autograd.Function):
         """Applies the function; all arguments by position. Without grad mode it is its forward and nothing else."""
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cls.apply(*args)
+        if forward_ad._current_level >= 0:
+            return cls.apply(*args)  # which says that there is no forward-mode derivative
         if not torch.is_grad_enabled():
             return cls.forward(*args)
         return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]

@@ -12,7 +12,7 @@ import torch
 from ...kernels import conv_pool2d as kernels
 from ...kernels._arrays import is_channels_last
 from ...kernels.conv2d._problem import output_size
-from ._function import Function
+from ._function import Function, differentiated
 from .conv2d import Padding, Pair, conv2d_input_grad, conv2d_weight_grad
 
 
@@ -147,10 +147,6 @@ def conv_pool2d(
     groups: int,
 ) -> torch.Tensor:
     """2x2 ``pool`` ("max" or "avg") of ``act(conv(x, weight) + bias)``; arguments as for ``conv2d``."""
-    tensors = (x, weight) if bias is None else (x, weight, bias)
-    differentiated = torch._C._are_functorch_transforms_active() or (
-        torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    )
-    if not differentiated:
+    if not differentiated(x, weight, bias):
         return kernels.forward(x, weight, bias, activation, pool, stride, padding, dilation, groups, False)[0]
     return ConvPool2d.call(x, weight, bias, activation, pool, stride, padding, dilation, groups)[0]

@@ -12,7 +12,7 @@ import torch
 
 from ...kernels import pool2d as kernels
 from ...kernels._arrays import is_channels_last
-from ._function import Function
+from ._function import Function, differentiated
 
 Window = tuple[int, ...]  # kernel, stride, padding, dilation, each (height, width); empty: adaptive
 
@@ -193,9 +193,7 @@ def _index(x: torch.Tensor, wanted: bool) -> str:
     """What to keep of where the maxima were: torch's index if wanted, else a byte each where a backward may ask."""
     if wanted:
         return "plane"
-    # inside functorch transforms requires_grad does not tell
-    differentiated = torch._C._are_functorch_transforms_active() or (x.requires_grad and torch.is_grad_enabled())
-    return "tap" if differentiated else "none"
+    return "tap" if differentiated(x) else "none"
 
 
 def avg_pool2d(

@@ -22,7 +22,8 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "cuda_host"
 
 _RUNTIME = HERE / "runtime.cpp"
-_HEADER = HERE / "cuda_host.h"
+# What every program includes, compiled once: half of a program's time went into reading it.
+_PRELUDE = ("cuda_host.h", "cuda_bf16.h", "cuda_fp16.h", "cstring", "vector")
 
 # Contraction to fused multiply-adds would depend on the CPU; casts between pointers are how kernels move vectors; local
 # arrays that nobody wrote hold a pattern (a scalar that the optimiser keeps in a register may not).
@@ -49,6 +50,8 @@ _SANITIZED = (
     "-fsanitize-sections=tilesmith_shared_*",
 )
 
+_HOST = "-DTILESMITH_HOST=1"
+
 _INCLUDE_LINE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
 _DYNAMIC = re.compile(r"\bextern\s+__shared__\s+([^;=(){}]*?(?:\([^;={}]*\)[^;=(){}]*?)*)(\w+)\s*\[\s*\]([^;]*);")
 _BOUNDS = re.compile(r"\b__launch_bounds__\s*\(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)")
@@ -64,7 +67,7 @@ def library(program: Program, sanitize: bool) -> Path:
     runtime = runtime_library(sanitize)
     macros = [f"-D{name}={value}" for name, value in program.macros]
     flags = (*_flags(sanitize), *macros)
-    include = (f"-I{HERE}", f"-I{INCLUDE}", "-include", str(_HEADER))
+    include = (f"-I{HERE}", f"-I{INCLUDE}", "-include", str(prelude(sanitize)))
     texts = sorted((path, path.read_bytes()) for path in {program.source, *_includes(program.source)})
     key = _digest(
         runtime.parent.name, program.name, *flags, *(part for path, text in texts for part in (path.name, text))
@@ -73,14 +76,35 @@ def library(program: Program, sanitize: bool) -> Path:
     def build(folder: Path) -> None:
         what = f"{program.source.name}: {program.name} ({' '.join(f'{n}={v}' for n, v in program.macros)})"
         listing = folder / "kernel.ii"
-        command = ("g++", *flags, *include, "-DTILESMITH_HOST=1", "-x", "c++", "-E", str(program.source))
+        command = ("g++", *flags, *include, _HOST, "-fpch-preprocess", "-x", "c++", "-E", str(program.source))
         text = _run(command, what)
         listing.write_text(rewritten(text, program.name), encoding="utf-8")
         target = folder / "kernel.so"
         link = ("-shared", "-o", str(target), str(runtime), f"-Wl,-rpath,{runtime.parent}")
         _run(("g++", *_flags(sanitize), "-fpreprocessed", "-x", "c++", str(listing), "-x", "none", *link), what)
+        listing.unlink()
 
     return _cached(key, build) / "kernel.so"
+
+
+@cache
+def prelude(sanitize: bool) -> Path:
+    """The header with which each program begins, precompiled beside it."""
+    headers = sorted(path for path in HERE.iterdir() if path.suffix == ".h")
+    key = _digest(
+        _compiler(),
+        *_flags(sanitize),
+        *_PRELUDE,
+        *(part for path in headers for part in (path.name, path.read_bytes())),
+    )
+
+    def build(folder: Path) -> None:
+        header = folder / "prelude.h"
+        header.write_text("".join(f"#include <{name}>\n" for name in _PRELUDE), encoding="utf-8")
+        command = ("g++", *_flags(sanitize), f"-I{HERE}", _HOST, "-x", "c++-header", str(header))
+        _run((*command, "-o", str(folder / "prelude.h.gch")), "the prelude")
+
+    return _cached(key, build) / "prelude.h"
 
 
 @cache
