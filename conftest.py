@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Triton kernels run in its interpreter unless a GPU is asked for. It is chosen when they are imported."""
+    """Triton kernels run in its interpreter unless a GPU is asked for; it is chosen when they are imported. Nobody's
+    own cache of the autotuner is read or written."""
+    os.environ["TILESMITH_CACHE"] = str(Path(tempfile.gettempdir()) / f"tilesmith-tests-{os.getpid()}-no-cache")
     if "gpu" not in config.getoption("markexpr"):
         os.environ.setdefault("TRITON_INTERPRET", "1")
 

@@ -34,7 +34,7 @@ def make_app() -> typer.Typer:
     import typer
     from typer.core import TyperGroup
 
-    from . import doctor, word2vec
+    from . import cache, doctor, tune, word2vec
 
     class Commands(TyperGroup):
         def invoke(self, ctx: Any) -> Any:
@@ -54,6 +54,10 @@ def make_app() -> typer.Typer:
     app = typer.Typer(cls=Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
     app.add_typer(word2vec.app, name="word2vec")
     app.command()(doctor.doctor)
+    commands: list[Any] = [tune.plan, tune.tune, cache.explain, cache.coverage, cache.verify, cache.diff, cache.merge]
+    for command in (*commands, cache.compact, cache.export, cache.clear):
+        app.command(rich_help_panel="Autotuner")(command)
+    app.command("record", rich_help_panel="Autotuner", context_settings={"ignore_unknown_options": True})(tune.record_)
 
     def show_version(wanted: bool) -> None:
         if wanted:

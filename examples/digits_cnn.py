@@ -26,7 +26,8 @@ from torch import nn
 
 from . import plots
 from .data import Dataset, Split, load_digits, load_mnist
-from .training import Evaluation, History, Options, evaluate, largest_relative_difference, train
+from .training import EVALUATION_BATCH, Evaluation, History, Options, evaluate, largest_relative_difference, train
+from .tuning import tune_first
 
 OURS, TORCH, YARDSTICK = "tilesmith", "torch", "torch without oneDNN"
 
@@ -146,6 +147,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the pictures and metrics.json.", file_okay=False)] = Path(
         "out/demo"
     ),
+    tune: Annotated[
+        bool,
+        typer.Option("--tune/--no-tune", help="First measure which configurations of the kernels are fastest here."),
+    ] = True,
     limit: Annotated[
         int | None, typer.Option(help="Use only the first LIMIT training images.", metavar="LIMIT", min=10)
     ] = None,
@@ -163,14 +168,22 @@ def main(
 
     console = Console(highlight=False)
     try:
-        run(console, data, options, out, dropout=dropout, batch_norm=batch_norm, fuse=fuse)
+        run(console, data, options, out, dropout=dropout, batch_norm=batch_norm, fuse=fuse, tune=tune)
     except FloatingPointError as error:
         console.print(f"[red]Training diverged:[/] {error}")
         raise typer.Exit(1) from error
 
 
 def run(
-    console: Console, data: Dataset, options: Options, out: Path, *, dropout: float, batch_norm: bool, fuse: bool
+    console: Console,
+    data: Dataset,
+    options: Options,
+    out: Path,
+    *,
+    dropout: float,
+    batch_norm: bool,
+    fuse: bool,
+    tune: bool,
 ) -> None:
     """Trains both networks and the yardstick, prints what comes out and writes it to ``out``."""
     ours, reference = build_twins(options.seed, dropout=dropout, batch_norm=batch_norm)
@@ -197,6 +210,10 @@ def run(
         | {"python": platform.python_version()},
     }
     _print_setup(console, setup, steps)
+    if tune:
+        few, many = (data.train.images[:n].to(options.dtype) for n in (options.batch_size, EVALUATION_BATCH))
+        setup["tuning"] = tune_first(console, ours, few, many, out / "cache")
+    console.print("[bold]epoch  network    train loss  train acc.  valid. loss  valid. acc.[/]")
 
     columns = (
         TextColumn("{task.description}"),
@@ -286,7 +303,6 @@ def _print_setup(console: Console, setup: dict[str, Any], steps: int) -> None:
         table.add_row(f"[bold]{name}[/]", text)
     console.print(table)
     console.print()
-    console.print("[bold]epoch  network    train loss  train acc.  valid. loss  valid. acc.[/]")
 
 
 def _print_epoch(console: Console, epoch: int, epochs: int, trained: dict[str, History]) -> None:

@@ -1,0 +1,213 @@
+"""The measured rungs of the ladder: exact rows in the order of their layers, then the nearest problem of the family."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+from .rows import Filed, Row, distance, filed, filed_of, identity, is_stale, text_of
+from .space import Config, Tunable
+from .store import Store, cache_directory
+
+# Doublings between two problems up to which a configuration is worth more than the model's guess: about a factor of
+# four in one size, or of two in three of them.
+MOST_DOUBLINGS = 2.0
+
+SHIPPED = Path(__file__).with_name("tables")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A choice that serves a problem.
+
+    Attributes:
+        rung: "cache" or "table" where it was measured for this problem, else "nearest".
+        row: as it was written.
+        layer: "cache", or the file or directory of a table.
+        doublings: how far its problem is.
+        stale: whether other sources or another compiler wrote it.
+    """
+
+    config: Config
+    rung: str
+    row: Row
+    layer: str
+    doublings: float
+    stale: bool
+
+
+@dataclass(frozen=True)
+class _Choice:
+    filed: Filed
+    config: Config
+    row: Row
+    layer: str
+    rank: int  # of the layer
+
+
+class Tables:
+    """Everything that look-ups read: the user's cache, then tables that ship, in their order.
+
+    Args:
+        cache: the store that is written to.
+        shipped: read-only ones.
+    """
+
+    def __init__(self, cache: Store, shipped: Sequence[Store] = ()) -> None:
+        self.cache = cache
+        self.shipped = tuple(shipped)
+        self._families: dict[tuple[str, int, str], list[_Choice]] | None = None
+        self._lock = RLock()
+
+    def reload(self) -> None:
+        """Reads what is new when something is looked up next."""
+        with self._lock:
+            self._families = None
+
+    def choices(self) -> dict[tuple[str, int, str], list[_Choice]]:
+        """The valid choice of each problem in each layer, by family."""
+        with self._lock:
+            if self._families is None:
+                families: dict[tuple[str, int, str], list[_Choice]] = {}
+                for rank, store in enumerate((self.cache, *self.shipped)):
+                    layer = "cache" if rank == 0 else str(store.directory)
+                    for row in latest_choices(store.rows()):
+                        place = filed_of(row)
+                        families.setdefault(place.family, []).append(_Choice(place, row["config"], row, layer, rank))
+                self._families = families
+            return self._families
+
+    def find(self, tunable: Tunable, problem: Any) -> Found | None:
+        """The best row for a problem, or ``None``: exact and fresh in the order of layers, else the nearest."""
+        wanted = filed(tunable, problem)
+        family = self.choices().get(wanted.family)
+        if not family:
+            return None
+        near = []
+        for choice in family:
+            doublings = distance(wanted, choice.filed)
+            if doublings <= MOST_DOUBLINGS:
+                stale = is_stale(choice.row, tunable)
+                near.append((doublings > 0 or stale, doublings, stale, choice.rank, text_of(choice.config), choice))
+        for is_near, doublings, stale, _, _, choice in sorted(near, key=lambda one: one[:-1]):
+            config = as_in_space(tunable, choice.config)
+            if config is None or tunable.refusal(config, problem) is not None:
+                continue
+            rung = "nearest" if is_near else "cache" if choice.rank == 0 else "table"
+            return Found(config, rung, choice.row, choice.layer, doublings, stale)
+        return None
+
+    def why_missing(self, tunable: Tunable, problem: Any) -> str:
+        """Which field separates a problem from the nearest row, in a sentence."""
+        if tunable.key is None:
+            return f"{tunable.name} has no key and cannot be tuned"
+        wanted = filed(tunable, problem)
+        mine = [c for family, cs in self.choices().items() if family[0] == tunable.name for c in cs]
+        what = f"{tunable.name} was not tuned for {problem}"
+        if not mine:
+            return f"{what}: the cache has no row of this kernel"
+        same = [c for c in mine if c.filed.family == wanted.family]
+        if same:
+            nearest = min(same, key=lambda c: (distance(wanted, c.filed), text_of(c.config)))
+            if distance(wanted, nearest.filed) == 0:
+                return f"{what}: its row is stale (other sources or another compiler wrote it)"
+            theirs = dict(nearest.filed.sizes)
+            differing = ", ".join(f"{n} is {v:g}, there {theirs[n]:g}" for n, v in wanted.sizes if theirs.get(n) != v)
+            return f"{what}: the nearest row is {distance(wanted, nearest.filed):.2f} doublings away ({differing})"
+        nearest = min(mine, key=lambda c: (len(_differences(wanted, c.filed)), text_of(c.config)))
+        return f"{what}: of its key, {'; '.join(_differences(wanted, nearest.filed))}"
+
+    def digest(self) -> str:
+        """Equal where all look-ups answer alike (given equal kernels): of every choice that counts, in its layer."""
+        return hashlib.sha256("\0".join(f"{key}{value}" for key, value in self.lines().items()).encode()).hexdigest()
+
+    def lines(self) -> dict[str, str]:
+        """The digest of each row that look-ups may use, by a name for it; what :meth:`digest` is made of."""
+        found = {}
+        for family in self.choices().values():
+            for c in family:
+                place = f"layer {c.rank}: {c.filed.tunable} {c.filed.exact} {dict(c.filed.sizes)}"
+                found[place] = identity(c.row)[:16]
+        return dict(sorted(found.items()))
+
+
+def _differences(wanted: Filed, other: Filed) -> list[str]:
+    if wanted.abi != other.abi:
+        return [f"abi is {wanted.abi}, there {other.abi}"]
+    mine, theirs = json.loads(wanted.exact), json.loads(other.exact)
+    if not isinstance(mine, list) or not isinstance(theirs, list) or len(mine) != len(theirs):
+        return [f"exact part is {wanted.exact}, there {other.exact}"]
+    return [f"field {i} is {a!r}, there {b!r}" for i, (a, b) in enumerate(zip(mine, theirs, strict=True)) if a != b]
+
+
+def latest_choices(rows: Iterable[Row]) -> list[Row]:
+    """Of each problem the choice that was made last: the one that knew the most others, whatever clocks say."""
+    latest: dict[Filed, Row] = {}
+    for row in rows:
+        if row["kind"] == "choice":
+            place = filed_of(row)
+            if place not in latest or _order(row) > _order(latest[place]):
+                latest[place] = row
+    return list(latest.values())
+
+
+def _order(row: Row) -> tuple[int, str]:
+    generation = row.get("generation", 0)
+    return generation if isinstance(generation, int) else 0, text_of(row)
+
+
+def as_in_space(tunable: Tunable, config: Config) -> Config | None:
+    """A configuration from a file with the space's own values; ``None`` if the space does not have it."""
+    if set(config) != set(tunable.space):
+        return None
+    found = {}
+    for name, values in tunable.space.items():
+        equal = [v for v in values if text_of(v) == text_of(config[name])]
+        if not equal:
+            return None
+        found[name] = equal[0]
+    return found
+
+
+# ---- those of the process
+
+_tables: Tables | None = None
+_lock = RLock()
+
+
+def tables() -> Tables:
+    """The process's own: the cache directory, ``TILESMITH_TABLES`` (files or directories of an application, separated
+    as in ``PATH``), and what this package ships."""
+    global _tables
+    if _tables is None:
+        with _lock:
+            if _tables is None:
+                named = [Path(p) for p in os.environ.get("TILESMITH_TABLES", "").split(os.pathsep) if p]
+                shipped = [Store(path, writable=False) for path in (*named, SHIPPED)]
+                _tables = Tables(Store(cache_directory()), shipped)
+    return _tables
+
+
+def use(replacement: Tables | None) -> Tables | None:
+    """Has look-ups read other tables (``None``: those that the environment names); returns what they read so far."""
+    from .resolve import forget
+
+    global _tables
+    with _lock:
+        before, _tables = _tables, replacement
+    forget()
+    return before
+
+
+def reload() -> None:
+    """Reads what others have written since, and looks everything up anew."""
+    from .resolve import forget
+
+    tables().reload()
+    forget()

@@ -1,0 +1,389 @@
+"""Tuning: planted wrong kernels, killed tunes, resuming, modes that tune, recording, ranks."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tilesmith import autotune, nn
+from tilesmith.autotune.bench import Bench
+from tilesmith.autotune.calls import Call, Recording
+from tilesmith.autotune.lookup import Tables, latest_choices
+from tilesmith.autotune.planning import plan_job
+from tilesmith.autotune.rows import Row, filed_of, text_of
+from tilesmith.autotune.runner import InProcess, Isolated, Replay, Result
+from tilesmith.autotune.store import Store
+from tilesmith.autotune.tuner import Summary, geometric_gain, jobs_of, tune_jobs
+from tilesmith.nn import functional
+
+from .planted._numpy import RIGHT, TUNABLE, Doubling
+from .tuning import PRETENDED, Size, every_time, in_directory, in_memory, job, planted_call, seconds_of, using
+
+SIZES = [Size(rows, columns) for rows in (64, 200, 512, 1500) for columns in (32, 256)]
+REASONS = {
+    "half": ("incorrect", "500 of 1000 elements were not written"),
+    "beyond": ("outside", "memory beside an output (1000) was written to"),
+    "input": ("outside", "input 0 (1000) was written to"),
+    "dice": ("nondeterministic", "two runs differ"),
+    "hang": ("timeout", "no answer within 3 s"),
+    "crash": ("crash", "exit code -6"),
+    "raise": ("runtime", "RuntimeError: an illegal memory access was encountered"),
+    "uncompilable": ("compile", "CompilationError: at 12:8: invalid operand"),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_known() -> Iterator[Tables]:
+    with using(in_memory()) as tables:
+        yield tables
+
+
+def choices(tables: Tables) -> dict[Any, autotune.Config]:
+    return {filed_of(row): row["config"] for row in latest_choices(tables.cache.rows())}
+
+
+# ---- what is wrong is never chosen
+
+
+def test_planted_wrong_kernels_are_reported_each_with_its_reason_and_never_chosen(tmp_path: Path) -> None:
+    """All of them at once, measured in a worker process: what hangs or crashes costs one row."""
+    with using(in_directory(tmp_path)) as tables:
+        (summary,) = tune_jobs(jobs_of([planted_call()]), Isolated(seconds=3), tables)
+        assert (summary.how, summary.config) == ("tuned", {"WAY": "quick"})
+        assert summary.gain > 1.5
+        told = {json.loads(text)["WAY"]: why for text, why in summary.reasons.items()}
+        assert told.keys() == REASONS.keys()
+        for way, (status, why) in REASONS.items():
+            assert told[way].startswith(f"{status}: "), told[way]
+            assert why in told[way]
+        assert autotune.resolve(TUNABLE, Doubling(1000)) == {"WAY": "quick"}
+        rows = {row["config"]["WAY"]: row for row in Store(tmp_path).rows() if row["kind"] == "time"}
+        assert {way: rows[way]["status"] for way in REASONS} == {way: status for way, (status, _) in REASONS.items()}
+
+
+@pytest.mark.parametrize("way", [w for w in REASONS if w not in ("hang", "crash")])
+def test_a_verdict_of_each(way: str) -> None:
+    bench = Bench(planted_call())
+    verdict = bench.verdict(TUNABLE.name, {"WAY": way}, {"WAY": "plain"})
+    assert (verdict.status, REASONS[way][1] in verdict.reason) == (REASONS[way][0], True), verdict
+    for right in RIGHT:
+        assert bench.verdict(TUNABLE.name, {"WAY": right}, {"WAY": "plain"}).status == "ok"
+
+
+def test_a_wrong_default_is_said() -> None:
+    verdict = Bench(planted_call()).verdict(TUNABLE.name, {"WAY": "quick"}, {"WAY": "half"})
+    assert verdict.status == "runtime"
+    assert "the default configuration is wrong" in verdict.reason
+
+
+def test_a_worker_that_died_is_replaced() -> None:
+    runner = Isolated(seconds=20)
+    (one,) = jobs_of([planted_call()])
+    try:
+        ((crashed,), (fine,)) = (
+            runner.measure(one, [{"WAY": way}], "first", 3, math.inf) for way in ("crash", "quick")
+        )
+    finally:
+        runner.close()
+    assert (crashed.status, fine.status) == ("crash", "ok")
+    assert len(fine.samples) == 3
+    assert fine.protocol.startswith("cpu")
+
+
+# ---- interrupted tunes
+
+
+def rows_without_times(rows: list[Row]) -> list[str]:
+    return sorted(text_of({k: v for k, v in row.items() if k != "written"}) for row in rows)
+
+
+def replayed(path: Path, pause_s: float = 0.0) -> list[Summary]:
+    times = [row for size in SIZES for row in every_time(size)]
+    return tune_jobs([job(size) for size in SIZES], Replay(times, noise=0.03, pause_s=pause_s), in_directory(path))
+
+
+def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
+    """Each time it goes on, no row is made twice, and what it comes to is what an undisturbed tune comes to."""
+    undisturbed = tmp_path / "undisturbed"
+    summaries = replayed(undisturbed)
+    assert {s.how for s in summaries} == {"tuned"}
+    expected = Store(undisturbed).rows()
+    disturbed = tmp_path / "disturbed"
+    dice = random.Random(3)
+    killed = 0
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                replayed(disturbed, pause_s=0.01)
+            os._exit(0)
+        time.sleep(dice.uniform(0.0, 0.2))
+        os.kill(child, signal.SIGKILL)
+        killed += os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert killed >= 15, "the tune was too short to be killed"
+    last = replayed(disturbed)
+    assert [s.config for s in last] == [s.config for s in summaries]
+    rows = Store(disturbed).rows()
+    assert sum(s.tried for s in last) < sum(s.tried for s in summaries), "it went on, it did not begin again"
+    made = Counter((filed_of(r), text_of(r["config"]), r["rung"]) for r in rows if r["kind"] == "time")
+    assert set(made.values()) == {1}
+    assert rows_without_times(rows) == rows_without_times(expected)
+
+
+def test_a_second_tune_measures_nothing() -> None:
+    with using(in_memory()) as tables:
+        runner = Replay(every_time(SIZES[0]))
+        (first,) = tune_jobs([job(SIZES[0])], runner, tables)
+        count = runner.measurements
+        (second,) = tune_jobs([job(SIZES[0])], runner, tables)
+        assert (first.how, second.how, runner.measurements) == ("tuned", "known", count)
+        assert second.config == first.config
+        assert second.gain == pytest.approx(first.gain, rel=1e-3)
+        (third,) = tune_jobs([job(SIZES[0])], runner, tables, force=True)
+        assert (third.how, third.reused, runner.measurements) == ("tuned", 0, 2 * count)
+        assert [row["generation"] for row in tables.cache.rows() if row["kind"] == "choice"] == [1, 2]
+
+
+def test_without_resume_earlier_measurements_do_not_count() -> None:
+    with using(in_memory()) as tables:
+        tune_jobs([job(SIZES[0])], Replay(every_time(SIZES[0])), tables)
+        kept = [row for row in tables.cache.rows() if row["kind"] == "time"]
+    for resume in (True, False):
+        with using(in_memory(*kept)) as tables:
+            (summary,) = tune_jobs([job(SIZES[0])], Replay(every_time(SIZES[0])), tables, resume=resume)
+            assert (summary.tried == 0) == resume
+            assert (summary.reused > 0) == resume
+
+
+def test_stale_measurements_do_not_count() -> None:
+    with using(in_memory()) as tables:
+        tune_jobs([job(SIZES[0])], Replay(every_time(SIZES[0])), tables)
+        kept = [row | {"source": "0" * 12} for row in tables.cache.rows()]
+    with using(in_memory(*kept)) as tables:
+        (summary,) = tune_jobs([job(SIZES[0])], Replay(every_time(SIZES[0])), tables)
+        assert (summary.how, summary.reused) == ("tuned", 0)
+
+
+def test_the_budget_ends_between_keys() -> None:
+    times = [row for size in SIZES for row in every_time(size)]
+    summaries = tune_jobs([job(size) for size in SIZES], Replay(times, pause_s=0.005), budget_s=0.15)
+    hows = [s.how for s in summaries]
+    assert hows == sorted(hows, key=["tuned", "left"].index)
+    assert {"tuned", "left"} == set(hows)
+
+
+def test_a_key_where_nothing_runs_has_failed() -> None:
+    rows = [row | {"status": "compile", "reason": "no"} for row in every_time(SIZES[0])]
+    (summary,) = tune_jobs([job(SIZES[0])], Replay(rows))
+    assert (summary.how, summary.config) == ("failed", PRETENDED.default(SIZES[0]))
+    assert summary.failed == {"compile": summary.tried}
+
+
+def test_several_runners_share_the_keys() -> None:
+    times = [row for size in SIZES for row in every_time(size)]
+    runners = [Replay(times, pause_s=0.002) for _ in range(3)]
+    told: list[tuple[int, int]] = []
+    summaries = tune_jobs(
+        [job(size) for size in SIZES], runners, progress=lambda done, total, _: told.append((done, total))
+    )
+    assert [s.job.problem for s in summaries] == SIZES
+    assert {s.how for s in summaries} == {"tuned"}
+    assert all(runner.measurements for runner in runners)
+    assert told == [(i, len(SIZES)) for i in range(len(SIZES) + 1)]
+    assert geometric_gain(summaries) > 1.1
+
+
+def test_what_a_plan_refused_is_not_measured() -> None:
+    size = SIZES[4]
+    plan = plan_job(job(size))
+    best = min(PRETENDED.configs(size), key=lambda c: seconds_of(c, size))
+    assert dict(plan.ranked[0][0]) == dict(best)
+    plan.refused[0] = "spill", "spills 64 bytes"
+    with using(in_memory(*plan.rows())) as tables:
+        runner = Replay(every_time(size))
+        (summary,) = tune_jobs([job(size)], runner, tables)
+        assert summary.config != best
+        assert summary.pruned["planned: spill"] == 1
+        tried = [row["config"] for row in tables.cache.rows() if row["kind"] == "time"]
+        assert best not in tried
+
+
+def test_a_drifting_clock_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default is timed again beside each configuration: a machine that became twice as slow is not the kernel."""
+    runner = InProcess(verify=False)
+    (one,) = jobs_of([planted_call(ways=RIGHT)])
+    speed = [1.0]
+    sample = Bench.samples
+
+    def slower(self: Bench, name: str, config: autotune.Config, count: int, *more: Any) -> tuple[list[float], str]:
+        seconds = {"plain": 2.0, "quick": 1.0, "slow": 3.0}[config["WAY"]]
+        return [seconds * speed[0]] * count, "pretended"
+
+    monkeypatch.setattr(Bench, "samples", slower)
+    first: Result = runner.measure(one, [{"WAY": "quick"}], "first", 5, math.inf)[0]
+    speed[0] = 2.0
+    second = runner.measure(one, [{"WAY": "slow"}], "first", 5, math.inf)[0]
+    assert (first.time_s, first.drift) == (1.0, 1.0)
+    assert (second.time_s, second.drift) == (3.0, 2.0)
+    assert sample is not Bench.samples
+
+
+# ---- real kernels
+
+
+def test_recording_takes_down_forwards_and_backwards() -> None:
+    layer = nn.Conv2d(3, 8, 3)
+    with autotune.record() as recording:
+        for _ in range(2):
+            layer(torch.randn(2, 3, 12, 12, requires_grad=True)).sum().backward()
+    functional.relu(torch.randn(3))
+    found = {(call.module.split(".")[-2], call.function): n for call, n in recording.counts.items()}
+    assert found == {("conv2d", "forward"): 2, ("conv2d", "input_grad"): 2, ("conv2d", "weight_grad"): 2}
+    with autotune.record() as inner, autotune.record() as outer:
+        functional.relu(torch.randn(3))
+    assert len(inner) == len(outer) == 1
+
+
+def test_recorded_calls_survive_a_file(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(2), torch.nn.Flatten(), nn.Linear(200, 5), nn.Softmax(1)
+    )
+    recording = autotune.recorded(model, torch.randn(2, 3, 12, 12))
+    recording.save(tmp_path / "calls.jsonl")
+    loaded = Recording.load(tmp_path / "calls.jsonl")
+    assert loaded.counts == recording.counts
+    assert len({hash(call) for call in loaded}) == len(loaded)
+    for call in loaded:
+        assert Bench(call).asks() is not None, "each can be made again"
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"module": "os", "function": "system", "problem": "true", "inputs": [], "outputs": []},
+        {"module": "tilesmith.kernels.activation._numpy", "function": "forward", "inputs": [], "outputs": [],
+         "problem": {"class": "subprocess:Popen", "fields": {"args": ["true"]}}},
+        {"module": "tilesmith.kernels.activation._numpy", "function": "forward", "inputs": [], "outputs": [],
+         "problem": {"class": "tilesmith.kernels._compile:serve", "fields": {}}},
+        {"function": "forward"},
+    ],
+)  # fmt: skip
+def test_a_file_cannot_name_what_is_not_ours(row: Any) -> None:
+    with pytest.raises(ValueError, match="recorded call"):
+        Call.from_json(row)
+
+
+def test_every_kernel_of_a_network_is_tuned_right(tmp_path: Path) -> None:
+    """Each call is verified in each configuration tried: none of ours is wrong, and all find a choice."""
+    model = torch.nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.MaxPool2d(3, 2, 1),
+        nn.ConvPool2d(16, 24, 3),
+        nn.AvgPool2d(2),
+        nn.AdaptiveMaxPool2d(3),
+        torch.nn.Flatten(),
+        nn.Linear(24 * 9, 32, activation="sigmoid"),
+        nn.LogSoftmax(1),
+    )
+    x = torch.randn(8, 3, 48, 48).requires_grad_()
+    with using(in_directory(tmp_path)) as tables:
+        summaries = autotune.tune(model, x, runner=InProcess())
+        assert summaries
+        assert {s.how for s in summaries} == {"tuned"}
+        assert not any(s.reasons for s in summaries)
+        assert len(choices(tables)) == len(summaries)
+        for s in summaries:
+            assert dict(autotune.resolve(s.job.tunable, s.job.problem)) == dict(s.config)
+        y = model(x)
+        with autotune.mode("off"):
+            torch.testing.assert_close(model(x), y)
+
+
+def test_tuning_on_a_miss() -> None:
+    x = torch.randn(64, 64, 40, 40)
+    with using(in_memory()) as tables:
+        functional.sigmoid(x)
+        assert not tables.cache.rows()
+        with autotune.mode("tune_on_miss"):
+            y = functional.sigmoid(x)
+            count = len(tables.cache.rows())
+            assert choices(tables)
+            functional.sigmoid(x)
+            assert len(tables.cache.rows()) == count
+        torch.testing.assert_close(y, torch.sigmoid(x))
+        with autotune.mode("force"):
+            functional.sigmoid(x)
+            functional.sigmoid(x)
+        assert [r["generation"] for r in tables.cache.rows() if r["kind"] == "choice"] == [1, 2]
+        with autotune.mode("require"):
+            functional.sigmoid(x)
+            with pytest.raises(autotune.NotTuned, match="doublings away"):
+                functional.sigmoid(x[:40])
+
+
+# ---- ranks
+
+
+def _rank(rank: int, port: int, folder: str, shared: bool, done: Any) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    path = Path(folder) / ("both" if shared else str(rank))
+    from tilesmith.autotune.tuning import check_ranks, exchange, share
+
+    times = [row for size in SIZES for row in every_time(size)]
+    with using(in_directory(path)) as tables:
+        mine = share([job(size) for size in SIZES])
+        tune_jobs(mine, Replay(times), tables)
+        exchange(tables)
+        check_ranks()
+        digest = tables.digest()
+        if rank == 1:
+            tables.cache.append(latest_choices(tables.cache.rows())[0] | {"generation": 9, "time_us": 1.0})
+            tables.reload()
+        if shared:
+            message = ""
+        else:
+            try:
+                check_ranks()
+                message = ""
+            except RuntimeError as error:
+                message = str(error)
+        done.put((rank, len(mine), digest, len(choices(tables)), message))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+    done.close()
+    done.join_thread()
+    os._exit(0)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_ranks_share_a_tune_and_end_alike(tmp_path: Path, shared: bool) -> None:
+    context = mp.get_context("fork")
+    done = context.Queue()
+    port = 20000 + random.randrange(20000)
+    ranks = [context.Process(target=_rank, args=(i, port, str(tmp_path), shared, done)) for i in range(2)]
+    for process in ranks:
+        process.start()
+    told = sorted(done.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    assert [count for _, count, *_ in told] == [4, 4]
+    assert told[0][2] == told[1][2]
+    assert [n for _, _, _, n, _ in told] == [8, 8]
+    if not shared:
+        assert told[0][4] == ""
+        assert "rank 1 has another row [layer 0: test.pretended" in told[1][4]
