@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -152,3 +153,52 @@ def each_configuration(
 def _warps(config: autotune.Config) -> int:
     names = {"num_warps": 1, "WARPS": 1, "THREADS": 32}
     return next(config[name] // threads for name, threads in names.items() if name in config)
+
+
+# ---- what only the host run of CUDA C++ shows
+
+
+_SANITIZED = """
+import torch
+from tests.cuda_host import HostRuntime
+from tests.harness import gradients
+from tilesmith import kernels
+from tilesmith.kernels import _cuda
+
+def run(case, dtype, layout):
+    with kernels.backend("cupy"):
+        gradients(case.ours, case.inputs(dtype, layout))
+
+_cuda.emulator = HostRuntime(sanitize=True)
+"""
+
+
+def assert_clean_under_sanitizers(code: str) -> None:
+    """Runs it where ASan and UBSan watch the CUDA kernels: no access outside of a tensor or of shared memory, no
+    overflow, no misaligned vector. The code has ``run(case, dtype, layout)``."""
+    from .cuda_host import run_sanitized, sanitizer_missing
+
+    if reason := sanitizer_missing():
+        pytest.skip(reason)
+    done = run_sanitized(["-c", f"{_SANITIZED}{textwrap.dedent(code)}\nprint('all of them')"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "all of them"
+
+
+def assert_order_changes_no_bit(results: Callable[[str], Sequence[torch.Tensor | None]]) -> None:
+    """A missing barrier shows as a difference between orders of the fibers; ``results`` of one of them."""
+    first, *others = (results(order) for order in ("forward", "backward", "shuffled"))
+    for other in others:
+        assert all(a is None or b is None or torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def assert_case_keeps_its_bits(case: Case, dtype: torch.dtype, layout: str, precision: str = "ieee") -> None:
+    """:func:`assert_order_changes_no_bit` of a case's output and gradients."""
+
+    def results(order: str) -> list[torch.Tensor | None]:
+        with Rig("cupy", order=order).running():
+            kernels.set_float32_precision(precision)
+            y, grads = gradients(case.ours, case.inputs(dtype, layout))
+        return [y, *grads]
+
+    assert_order_changes_no_bit(results)

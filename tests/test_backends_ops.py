@@ -16,7 +16,15 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from .cases import ELEMENTWISE, LINEAR, POOL2D, SOFTMAX, _pool, linear_oracle
 from .harness import LAYOUTS, Case, gradients, guarded_outputs, laid_out
-from .rigs import RIGS, Rig, check, each_configuration, limit_launches
+from .rigs import (
+    RIGS,
+    Rig,
+    assert_case_keeps_its_bits,
+    assert_clean_under_sanitizers,
+    check,
+    each_configuration,
+    limit_launches,
+)
 
 # What the small cases do not reach: several tiles a dimension, channels by the vector and channels that no vector
 # divides, windows of more taps than a byte can name, rows longer than a block.
@@ -246,40 +254,14 @@ def test_compiles(case: Case, running: Rig) -> None:
 
 @pytest.mark.parametrize("case", [POOL2D_WIDE[0], POOL2D_WIDE[13], LINEAR_WIDE[0], SOFTMAX_WIDE[1]], ids=str)
 def test_order_of_threads_does_not_matter(case: Case) -> None:
-    """A missing barrier shows as a difference between forward, backward and shuffled order."""
     for layout in ("contiguous", "channels_last"):
-        results = []
-        for order in ("forward", "backward", "shuffled"):
-            with Rig("cupy", order=order).running():
-                y, grads = gradients(case.ours, case.inputs(torch.float32, layout))
-            results.append([y, *(g for g in grads if g is not None)])
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-_SANITIZED = """
-import torch
-from tests.cuda_host import HostRuntime
-from tests.harness import gradients
-from tests.test_backends_ops import WIDE
-from tilesmith import autotune, kernels
-from tilesmith.kernels import _cuda
-_cuda.emulator = HostRuntime(sanitize=True)
-for number, case in enumerate(WIDE):
-    dtype = torch.float32 if number % 2 else torch.bfloat16
-    for layout in ("channels_last", "contiguous"):
-        with kernels.backend("cupy"):
-            gradients(case.ours, case.inputs(dtype, layout))
-print("all of them")
-"""
+        assert_case_keeps_its_bits(case, torch.float32, layout)
 
 
 def test_cuda_kernels_under_sanitizers() -> None:
-    """No access outside of a tensor or of shared memory, no overflow, no misaligned vector: ASan and UBSan watch."""
-    from .cuda_host import run_sanitized, sanitizer_missing
-
-    if reason := sanitizer_missing():
-        pytest.skip(reason)
-    done = run_sanitized(["-c", _SANITIZED])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "all of them"
+    assert_clean_under_sanitizers("""
+        from tests.test_backends_ops import WIDE
+        for number, case in enumerate(WIDE):
+            for layout in ("channels_last", "contiguous"):
+                run(case, torch.float32 if number % 2 else torch.bfloat16, layout)
+    """)

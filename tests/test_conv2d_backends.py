@@ -17,7 +17,15 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from .cases import CONV2D, _conv
 from .harness import LAYOUTS, Case, gradients, guarded_outputs
-from .rigs import RIGS, Rig, check, each_configuration, limit_launches
+from .rigs import (
+    RIGS,
+    Rig,
+    assert_case_keeps_its_bits,
+    assert_clean_under_sanitizers,
+    check,
+    each_configuration,
+    limit_launches,
+)
 
 # What the small cases do not reach: several tiles a dimension, channels that no vector divides, packs of groups, layers
 # that are products of views, each of them with a bias and an activation somewhere.
@@ -257,42 +265,15 @@ def test_any_shape(rig: Rig, data: st.DataObject) -> None:
 @pytest.mark.parametrize("case", [WIDE[0], WIDE[1], WIDE[5], WIDE[8], WIDE[9], WIDE[10]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_order_of_fibers_changes_no_bit(case: Case, dtype: torch.dtype) -> None:
-    """A missing barrier shows as a difference between forward, backward and shuffled order."""
-    results = []
-    for order in ("forward", "backward", "shuffled"):
-        with Rig("cupy", order=order).running():
-            kernels.set_float32_precision("tf32")
-            y, grads = gradients(case.ours, case.inputs(dtype, "channels_last"))
-        results.append([y, *(g for g in grads if g is not None)])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-_SANITIZED = """
-import torch
-from tests.cases import CONV2D
-from tests.cuda_host import HostRuntime
-from tests.harness import gradients
-from tests.test_conv2d_backends import WIDE
-from tilesmith import kernels
-from tilesmith.kernels import _cuda
-_cuda.emulator = HostRuntime(sanitize=True)
-kernels.set_float32_precision("tf32")
-for number, case in enumerate([WIDE[0], WIDE[1], WIDE[5], WIDE[8], WIDE[10], CONV2D[6], CONV2D[12]]):
-    dtype = torch.float32 if number % 2 else torch.bfloat16
-    tensors = case.inputs(dtype, "channels_last" if number % 3 else "contiguous")
-    with kernels.backend("cupy"):
-        gradients(case.ours, tensors)
-print("all of them")
-"""
+    assert_case_keeps_its_bits(case, dtype, "channels_last", "tf32")
 
 
 def test_cuda_kernels_under_sanitizers() -> None:
-    """No access outside of a tensor or of shared memory, no overflow, no misaligned vector: ASan and UBSan watch."""
-    from .cuda_host import run_sanitized, sanitizer_missing
-
-    if reason := sanitizer_missing():
-        pytest.skip(reason)
-    done = run_sanitized(["-c", _SANITIZED])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "all of them"
+    assert_clean_under_sanitizers("""
+        from tests.cases import CONV2D
+        from tests.test_conv2d_backends import WIDE
+        kernels.set_float32_precision("tf32")
+        for number, case in enumerate([WIDE[0], WIDE[1], WIDE[5], WIDE[8], WIDE[10], CONV2D[6], CONV2D[12]]):
+            dtype = torch.float32 if number % 2 else torch.bfloat16
+            run(case, dtype, "channels_last" if number % 3 else "contiguous")
+    """)

@@ -19,7 +19,16 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from .cases import CONV_POOL2D, conv_pool
 from .harness import LAYOUTS, Case, assert_spreads_alike, gradients, guarded_outputs
-from .rigs import RIGS, Rig, check, compare, each_configuration, limit_launches
+from .rigs import (
+    RIGS,
+    Rig,
+    assert_case_keeps_its_bits,
+    assert_clean_under_sanitizers,
+    check,
+    compare,
+    each_configuration,
+    limit_launches,
+)
 
 CASES = [
     *CONV_POOL2D,
@@ -283,38 +292,13 @@ def test_the_module_is_the_layers(padding_mode: Any) -> None:
 @pytest.mark.parametrize("case", [DENSE, CASES[0], DEPTHWISE], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_order_of_threads_does_not_matter(case: Case, dtype: torch.dtype) -> None:
-    results = []
-    for order in ("forward", "backward", "shuffled"):
-        with Rig("cupy", order=order).running():
-            y, grads = gradients(case.ours, case.inputs(dtype, "channels_last"))
-        results.append([y, *(g for g in grads if g is not None)])
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
-_SANITIZED = """
-import torch
-from tests.cuda_host import HostRuntime
-from tests.harness import gradients
-from tests.test_conv_pool2d import NONEMPTY
-from tilesmith import kernels
-from tilesmith.kernels import _cuda
-_cuda.emulator = HostRuntime(sanitize=True)
-for number, case in enumerate(NONEMPTY):
-    dtype = torch.float32 if number % 2 else torch.bfloat16
-    for layout in ("channels_last", "contiguous"):
-        with kernels.backend("cupy"):
-            gradients(case.ours, case.inputs(dtype, layout))
-print("all of them")
-"""
+    assert_case_keeps_its_bits(case, dtype, "channels_last")
 
 
 def test_cuda_kernels_under_sanitizers() -> None:
-    """No access outside of a tensor or of shared memory, no overflow, no misaligned vector: ASan and UBSan watch."""
-    from .cuda_host import run_sanitized, sanitizer_missing
-
-    if reason := sanitizer_missing():
-        pytest.skip(reason)
-    done = run_sanitized(["-c", _SANITIZED])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "all of them"
+    assert_clean_under_sanitizers("""
+        from tests.test_conv_pool2d import NONEMPTY
+        for number, case in enumerate(NONEMPTY):
+            for layout in ("channels_last", "contiguous"):
+                run(case, torch.float32 if number % 2 else torch.bfloat16, layout)
+    """)

@@ -16,7 +16,7 @@ from tilesmith.nn import functional
 
 from .cases import _pool
 from .harness import Case, gradients, guarded_outputs, laid_out
-from .rigs import RIGS, Rig, check
+from .rigs import RIGS, Rig, assert_clean_under_sanitizers, check
 
 FLOAT, DOUBLE, HALF, BFLOAT = torch.float32, torch.float64, torch.float16, torch.bfloat16
 each_rig = pytest.mark.parametrize("rig", RIGS)
@@ -348,27 +348,9 @@ def test_pairs_of_maxima_have_a_key_of_their_own() -> None:
 # ---- accesses
 
 
-_SANITIZED = """
-import torch
-from tests.cuda_host import HostRuntime
-from tests.harness import gradients
-from tests.test_pool2d_backends import MASKED, MEANS
-from tilesmith import kernels
-from tilesmith.kernels import _cuda
-_cuda.emulator = HostRuntime(sanitize=True)
-with kernels.backend("cupy"):
-    for case, dtype, layout, _ in (MEANS[5], MASKED[0]):
-        gradients(case.ours, case.inputs(dtype, layout))
-print("all of them")
-"""
-
-
 def test_cuda_kernels_under_sanitizers() -> None:
-    """No access outside of a tensor or of shared memory, no overflow, no misaligned vector: ASan and UBSan watch."""
-    from .cuda_host import run_sanitized, sanitizer_missing
-
-    if reason := sanitizer_missing():
-        pytest.skip(reason)
-    done = run_sanitized(["-c", _SANITIZED])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "all of them"
+    assert_clean_under_sanitizers("""
+        from tests.test_pool2d_backends import MASKED, MEANS
+        for case, dtype, layout, _ in (MEANS[5], MASKED[0]):
+            run(case, dtype, layout)
+    """)

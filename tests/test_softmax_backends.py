@@ -16,7 +16,7 @@ from tilesmith.kernels import _triton_tensors, activation, softmax
 from tilesmith.kernels._recording import record
 
 from .harness import assert_within
-from .rigs import RIGS, Rig
+from .rigs import RIGS, Rig, assert_clean_under_sanitizers, assert_order_changes_no_bit
 
 # Triton's interpreter computes lanes that are masked off, too
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
@@ -237,41 +237,27 @@ CUDA = [way for way in WAYS if way.backend == "cupy"]
 
 @pytest.mark.parametrize("way", [way for way in CUDA if way.name not in ("lanes a row", "a thread a column")], ids=str)
 def test_the_order_of_fibers_changes_no_bit(way: Way) -> None:
-    """A missing barrier shows as a difference."""
-    results = []
-    for order in ("forward", "backward", "shuffled"):
+    shape = way.shapes[1]
+
+    def results(order: str) -> list[torch.Tensor]:
         with way.running(order) as module:
-            shape = way.shapes[1]
-            results.append(both_directions(module, way.dim, True, drawn(shape), drawn(shape, seed=1)))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+            return list(both_directions(module, way.dim, True, drawn(shape), drawn(shape, seed=1)))
 
-
-_SANITIZED = """
-import torch
-from tests import test_softmax_backends as tests
-from tests.cuda_host import HostRuntime
-from tilesmith.kernels import _cuda
-for way in tests.CUDA:
-    for shape in (way.shapes[0], way.shapes[-1])[: 1 + (way.dim == 1)]:
-        with way.running() as module:
-            _cuda.emulator = HostRuntime(sanitize=True)
-            x, y = torch.randn(shape), torch.empty(shape)
-            module.forward((way.dim, False), x, y)
-            module.backward((way.dim, False), x, y, torch.empty(shape))
-print("all of them")
-"""
+    assert_order_changes_no_bit(results)
 
 
 def test_cuda_kernels_under_sanitizers() -> None:
-    """No access outside of a tensor or of shared memory, no overflow, no misaligned vector: ASan and UBSan watch."""
-    from .cuda_host import run_sanitized, sanitizer_missing
-
-    if reason := sanitizer_missing():
-        pytest.skip(reason)
-    done = run_sanitized(["-c", _SANITIZED])
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "all of them"
+    assert_clean_under_sanitizers("""
+        from tests import test_softmax_backends as tests
+        watched = _cuda.emulator
+        for way in tests.CUDA:
+            for shape in (way.shapes[0], way.shapes[-1])[: 1 + (way.dim == 1)]:
+                with way.running() as module:
+                    _cuda.emulator = watched
+                    x, y = torch.randn(shape), torch.empty(shape)
+                    module.forward((way.dim, False), x, y)
+                    module.backward((way.dim, False), x, y, torch.empty(shape))
+    """)
 
 
 # ---- activations
