@@ -489,6 +489,7 @@ DEPTHWISE_WGRAD: Tunable = Tunable(
     key=lambda problem: problem.key,
     cost=_depthwise_wgrad_cost,
 )
+TUNABLES = (FPROP, DGRAD, WGRAD, DEPTHWISE, DEPTHWISE_WGRAD)
 
 
 # ---- what kernels are told of tensors

@@ -7,7 +7,7 @@ walk: sums in a fixed order, no atomics. Padded sequences and packed ones (which
 A backend is a module with two functions that write into preallocated arrays:
 
 - ``forward(problem, x, h0, c0, weights, lengths, reset, y, h_n, c_n, gates, cells)``
-- ``backward(problem, dy, dh_n, dc_n, x, h0, c0, weights, lengths, reset, y, gates, cells, dx, dh0, dc0, dweights)``
+- ``gradients(problem, dy, dh_n, dc_n, x, h0, c0, *weights, lengths, reset, y, gates, cells, dx, dh0, dc0, *dweights)``
 
 with, for T steps, B sequences, D directions, I inputs, H units, P outputs (H, or an LSTM's projection), G gates:
 
@@ -28,12 +28,13 @@ gates of its unit as 16 bytes of float32. NumPy has the batch innermost, ``[T, D
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .._arrays import as_array, compute_dtype, empty, rounded
+from .._arrays import as_array, compute_dtype, empty, rounded, run
 from .._ops import define, one_by_one
 from ..backends import Operation
 from ._problem import CELLS, SAVED, RnnProblem, Weights
@@ -48,6 +49,24 @@ def make_problem(cell: str, x: torch.Tensor, w_ih: torch.Tensor, w_hh: torch.Ten
     T, B, width = x.shape
     D, rows, _ = w_ih.shape
     return RnnProblem(cell, T, B, D, width, rows // CELLS[cell], w_hh.shape[2])
+
+
+def fill_inputs(function: str, problem: RnnProblem, inputs: Sequence[torch.Tensor | None]) -> None:
+    """Makes the tuner's inputs of a backward ones that a forward could have left: gates between 0 and 1, weights that
+    keep gradients in bounds, whole sequences of which none starts anew."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in inputs:
+        if tensor is not None and tensor.dtype is torch.bool:
+            tensor.zero_()
+        elif tensor is not None and tensor.dtype is torch.int64:
+            tensor.fill_(problem.T)
+    if function == "gradients":
+        w_ih, w_hh, gates = inputs[6], inputs[7], inputs[-2]
+        for weights in (w_ih, w_hh):
+            assert weights is not None
+            weights.mul_(0.5 / problem.H**0.5)
+        if gates is not None:
+            gates.copy_(torch.rand(gates.shape, generator=generator))
 
 
 def _check_lengths(problem: RnnProblem, lengths: torch.Tensor | None) -> None:
@@ -176,30 +195,20 @@ def _backward(
 ) -> tuple[torch.Tensor, ...]:
     problem = make_problem(cell, x, w_ih, w_hh)
     parameters = [w_ih, w_hh, bias, bias_n, w_hr]
-    results = _gradients(x, h0, c0, parameters, needs_x, needs_weights, compute_dtype(x.dtype))
-    arrays = [t.numpy() for t in results]
-    optional = [None if p is None else a for p, a in zip(parameters, arrays[3:], strict=True)]
-    dweights = Weights(arrays[3], arrays[4], *optional[2:]) if needs_weights else None
-    OPERATION.implementation(x.device.type).backward(
+    results = _gradients(x, h0, c0, parameters, needs_x, needs_weights, x.dtype)
+    exists = [needs_x, True, c0 is not None, *(needs_weights and p is not None for p in parameters)]
+    lstm = cell == "lstm"
+    run(
+        OPERATION.implementation(x.device.type),
+        "gradients",
         problem,
-        as_array(dy),
-        as_array(dh_n),
-        _maybe(dc_n) if cell == "lstm" else None,
-        as_array(x),
-        as_array(h0),
-        _maybe(c0),
-        _weights(w_ih, w_hh, bias, bias_n, w_hr),
-        _maybe(lengths),
-        _maybe(reset),
-        as_array(y),
-        as_array(gates) if gates.numel() else None,
-        as_array(cells) if cell == "lstm" else None,
-        arrays[0] if needs_x else None,
-        arrays[1],
-        None if c0 is None else arrays[2],
-        dweights,
-    )
-    return tuple(rounded(t, x.dtype) for t in results)
+        (
+            dy, dh_n, dc_n if lstm else None, x, h0, c0, *parameters, lengths, reset,
+            y, gates if gates.numel() else None, cells if lstm else None,
+        ),
+        [result if there else None for result, there in zip(results, exists, strict=True)],
+    )  # fmt: skip
+    return tuple(results)
 
 
 def _backward_fake(

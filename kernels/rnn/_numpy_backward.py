@@ -38,6 +38,35 @@ BACKWARD = space.tunable(_default)
 TUNABLES = (BACKWARD,)
 
 
+def gradients(
+    problem: RnnProblem,
+    dy: Array,
+    dh_n: Array,
+    dc_n: Array | None,
+    x: Array,
+    h0: Array,
+    c0: Array | None,
+    w_ih: Array,
+    w_hh: Array,
+    bias: Array | None,
+    bias_n: Array | None,
+    w_hr: Array | None,
+    lengths: Array | None,
+    reset: Array | None,
+    y: Array,
+    gates: Array | None,
+    cells: Array | None,
+    dx: Array | None,
+    dh0: Array,
+    dc0: Array | None,
+    *dweights: Array | None,
+) -> None:
+    """:func:`backward` of weights one by one."""
+    weights = Weights(w_ih, w_hh, bias, bias_n, w_hr)
+    wanted = None if dweights[0] is None else Weights(*dweights)
+    backward(problem, dy, dh_n, dc_n, x, h0, c0, weights, lengths, reset, y, gates, cells, dx, dh0, dc0, wanted)
+
+
 @quiet
 def backward(
     problem: RnnProblem,
