@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from .calls import Call, Tensors, TensorSpec
-from .resolve import pin, watched
+from .calls import Call, Tensors, TensorSpec, unnoticed
+from .resolve import pinned_here, watched
 from .space import Config, Tunable
 
 _ZONE_BYTES = 1024  # around each tensor
@@ -118,7 +118,10 @@ class Bench:
         self._before = [None if one is None else one.buffer.clone() for one in self._inputs]
         self._outputs = [None if t is None else Guarded.empty(t, call.device, nan=False) for t in call.outputs]
         self._reference: Tensors | None = None
-        self._error_of_default: list[float] | None = None
+        self._error_of_default: list[float] = []
+        # NumPy computes half types in float32, in arrays that ``run`` makes: it is verified on guarded ones
+        wide = replace(call, inputs=_in_float32(call.inputs), outputs=_in_float32(call.outputs))
+        self._in_float32 = Bench(wide) if call.module.endswith("_numpy") and wide != call else None
 
     def asks(self) -> dict[str, tuple[Tunable, Any]]:
         """The tunables that the call asks for and the problem of each, by name; found by making it."""
@@ -129,10 +132,16 @@ class Bench:
 
     # ---- is it right
 
-    def verdict(self, name: str, config: Config, default: Config) -> Verdict:
-        """Makes the call twice with a configuration pinned and looks at everything that it wrote."""
+    def verdict(self, name: str, config: Config, default: Config | None) -> Verdict:
+        """Makes the call twice with a configuration pinned and looks at everything that it wrote.
+
+        Args:
+            default: whose own error is a measure for others; ``None`` where it does not run.
+        """
+        if self._in_float32 is not None:
+            return self._in_float32.verdict(name, config, default)
         try:
-            with pin(name, config):
+            with pinned_here(name, config):
                 first, fault = self._results()
                 if fault is not None:
                     return fault
@@ -147,6 +156,9 @@ class Bench:
             return failed(error)
 
     def _results(self) -> tuple[Tensors, Verdict | None]:
+        for before, one in zip(self._before, self._inputs, strict=True):
+            if one is not None and before is not None:
+                one.buffer.copy_(before)
         for out in self._outputs:
             if out is not None:
                 out.buffer.fill_(_PATTERN)
@@ -156,7 +168,6 @@ class Bench:
         self._wait()
         for number, (before, one) in enumerate(zip(self._before, self._inputs, strict=True)):
             if one is not None and before is not None and not torch.equal(one.buffer, before):
-                one.buffer.copy_(before)
                 shape = "x".join(map(str, one.tensor.shape))
                 return (), Verdict("outside", f"input {number} ({shape}) was written to")
         for out in self._outputs:
@@ -165,7 +176,7 @@ class Bench:
                 return (), Verdict("outside", f"memory beside an output ({shape}) was written to")
         return tuple(None if out is None else out.tensor.clone() for out in self._outputs), None
 
-    def _compared(self, results: Tensors, name: str, default: Config) -> Verdict:
+    def _compared(self, results: Tensors, name: str, default: Config | None) -> Verdict:
         reference = self._expected(name, default)
         for number, (result, expected) in enumerate(zip(results, reference, strict=True)):
             if result is None or expected is None or not result.numel():
@@ -183,40 +194,50 @@ class Bench:
         return Verdict()
 
     def _allowed(self, number: int, expected: torch.Tensor, dtype: torch.dtype) -> float:
-        assert self._error_of_default is not None
+        """A rounding of the result, and those of a sum in the dtype that kernels add in."""
         scale = expected.abs().nan_to_num(0, 0, 0).amax().item()
-        roundings = _ROUNDINGS + 2 * math.sqrt(self._longest_sum(number))
-        return max(roundings * torch.finfo(dtype).eps * scale, _AGAINST_DEFAULT * self._error_of_default[number])
+        sums = torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps
+        own = (2 * torch.finfo(dtype).eps + (_ROUNDINGS + 2 * math.sqrt(self._longest_sum(number))) * sums) * scale
+        return max(own, _AGAINST_DEFAULT * self._error_of_default[number] if self._error_of_default else 0.0)
 
     def _longest_sum(self, number: int) -> float:
         """Terms of one element of an output, as far as sizes tell."""
         output = self.call.outputs[number]
         elements = max(1, math.prod(output.shape)) if output is not None else 1
         inputs = [t.shape for t in self.call.inputs if t is not None]
-        dims = [size for shape in inputs for size in shape]
+        matrices = [shape for shape in inputs if len(shape) == 2]
+        inner = max(matrices[0]) if len(matrices) > 1 else 1  # of a product of two
         flops = getattr(self.call.problem, "flops", 0)
-        return max(*dims, *(math.prod(s) / elements for s in inputs), flops / 2 / elements) if dims else 1.0
+        return max(inner, flops / 2 / elements, *(math.prod(s) / elements for s in inputs)) if inputs else 1.0
 
-    def _expected(self, name: str, default: Config) -> Tensors:
+    def _expected(self, name: str, default: Config | None) -> Tensors:
         """The NumPy backend's results in float64, or the default's; and how far the default is from them."""
         if self._reference is None:
-            with pin(name, default):
-                own, fault = self._results()
-            if fault is not None:
-                raise RuntimeError(f"the default configuration is wrong: {fault.reason}")
-            found = self._in_float64()
-            reference = found if found is not None else tuple(None if t is None else t.cpu() for t in own)
-            errors = [
-                0.0 if t is None or r is None or not t.dtype.is_floating_point else _error(t, r)
-                for t, r in zip(own, reference, strict=True)
-            ]
-            for t, r, error in zip(own, reference, errors, strict=True):
-                if t is not None and r is not None and r.numel():
-                    bound = _loosest(self.call, t.dtype) * r.abs().nan_to_num(0, 0, 0).amax().item()
-                    if t.dtype.is_floating_point and not error <= bound:
-                        raise RuntimeError(f"the default configuration is wrong: error {error:.3g} of {bound:.3g}")
-            self._reference, self._error_of_default = reference, errors
+            own: Tensors = ()
+            if default is not None:
+                with pinned_here(name, default):
+                    own, fault = self._results()
+                if fault is not None:
+                    raise RuntimeError(f"the default configuration is wrong: {fault.reason}")
+            reference = self._in_float64()
+            if reference is None:
+                if default is None:
+                    raise RuntimeError("there is nothing to compare with: too large for NumPy, and no default runs")
+                reference = tuple(None if t is None else t.cpu() for t in own)
+            if default is not None:
+                self._error_of_default = [self._checked(t, r) for t, r in zip(own, reference, strict=True)]
+            self._reference = reference
         return self._reference
+
+    def _checked(self, own: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+        """How far the default's output is from what is expected."""
+        if own is None or expected is None or not own.dtype.is_floating_point or not own.numel():
+            return 0.0
+        error = _error(own, expected)
+        bound = _loosest(self.call, own.dtype) * expected.abs().nan_to_num(0, 0, 0).amax().item()
+        if not error <= bound:
+            raise RuntimeError(f"the default configuration is wrong: error {error:.3g} of {bound:.3g}")
+        return error
 
     def _in_float64(self) -> Tensors | None:
         if getattr(self.call.problem, "flops", 0) > _MOST_REFERENCE_FLOPS and self.call.device != "cpu":
@@ -228,7 +249,8 @@ class Bench:
             None if t is None else torch.empty_strided(t.shape, t.strides, dtype=_wide_dtype(t.torch_dtype))
             for t in call.outputs
         ]
-        call.run(inputs, outputs)
+        with unnoticed():
+            call.run(inputs, outputs)
         return tuple(outputs)
 
     # ---- how long does it take
@@ -236,7 +258,7 @@ class Bench:
     def samples(self, name: str, config: Config, count: int, give_up_s: float = math.inf) -> tuple[list[float], str]:
         """So many times of the call in seconds, and how they were taken; fewer of a long call, and only three where
         their median is too long."""
-        with pin(name, config):
+        with pinned_here(name, config):
             take, protocol = self._timer()
             taken: list[float] = []
             ends = time.perf_counter() + _SAMPLING_SECONDS
@@ -250,7 +272,7 @@ class Bench:
         """The same of several configurations, one sample of each in turn, so that whatever drifts, all see it."""
         timers = []
         for config in configs:
-            with pin(name, config):
+            with pinned_here(name, config):
                 timers.append(self._timer())
         taken: list[list[float]] = [[] for _ in configs]
         ends = time.perf_counter() + len(configs) * _SAMPLING_SECONDS
@@ -258,7 +280,7 @@ class Bench:
             if len(taken[0]) >= _LEAST_SAMPLES and time.perf_counter() > ends:
                 break
             for config, (take, _), samples in zip(configs, timers, taken, strict=True):
-                with pin(name, config):
+                with pinned_here(name, config):
                     samples.append(take())
         return taken, timers[0][1]
 
@@ -306,6 +328,10 @@ class Bench:
         return cold, "events, L2 flushed"
 
     def _run(self) -> None:
+        with unnoticed():
+            self._call()
+
+    def _call(self) -> None:
         tensors = [[None if one is None else one.tensor for one in side] for side in (self._inputs, self._outputs)]
         self.call.run(*tensors)
 
@@ -330,6 +356,11 @@ def failed(error: BaseException) -> Verdict:
     elif kinds & set(_RESOURCE_ERRORS):
         status = "resources"
     return Verdict(status, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+def _in_float32(specs: tuple[TensorSpec | None, ...]) -> tuple[TensorSpec | None, ...]:
+    halves = ("float16", "bfloat16")
+    return tuple(replace(t, dtype="float32") if t is not None and t.dtype in halves else t for t in specs)
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

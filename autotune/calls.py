@@ -7,9 +7,11 @@ configuration of a kernel: the call that asked for it, with the configuration pi
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
@@ -70,7 +72,6 @@ class Call:
     Attributes:
         module: of the backend, such as "tilesmith.kernels.conv2d._numpy".
         problem: plain and hashable.
-        settings: of the process, that the kernels read: name to value.
     """
 
     module: str
@@ -116,12 +117,16 @@ class Call:
             ValueError: it is not one, or names what is not a backend of ours.
         """
         try:
-            if not row["module"].startswith(f"{_PACKAGE}.") and row["module"] not in _also_ours:
-                raise ValueError(f"a recorded call names {row['module']!r}, which is no backend of {_PACKAGE}")
+            module, function = _backend(row["module"]), row["function"]
+            owner = getattr(getattr(module, function, None), "__module__", "")
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", function) or not owner.startswith(row["module"].rpartition(".")[0]):
+                raise ValueError(f"a recorded call names {function!r}, which is no function of {row['module']}")
             inputs, outputs = (
                 tuple(None if t is None else _spec(t) for t in row[side]) for side in ("inputs", "outputs")
             )
-            return cls(row["module"], row["function"], _value(row["problem"]), inputs, outputs)
+            call = cls(row["module"], function, _value(row["problem"], row["module"]), inputs, outputs)
+            hash(call)
+            return call
         except (KeyError, TypeError, AttributeError, ImportError) as error:
             raise ValueError(f"not a recorded call ({error!r}): {text_of(row)[:200]}") from None
 
@@ -142,21 +147,39 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _value(plain: Any) -> Any:
+def _backend(name: str) -> ModuleType:
+    """The module of that name, if it is a backend of an op: what is read from a file can run nothing else.
+
+    Raises:
+        ValueError: it is not.
+    """
+    package = name.rpartition(".")[0]
+    known = package.startswith(f"{_PACKAGE}.kernels.") or package in _also_ours
+    operation = getattr(import_module(package), "OPERATION", None) if known else None
+    if operation is None or name not in {operation.named(b).__name__ for b in operation.backends}:
+        raise ValueError(f"a recorded call names {name!r}, which is no backend of {_PACKAGE}")
+    return import_module(name)
+
+
+def _value(plain: Any, backend: str) -> Any:
+    """A problem: numbers, strings, tuples, and the dataclasses that the op of the backend calls its problems."""
     if isinstance(plain, dict):
         module, _, name = plain["class"].partition(":")
-        if not module.startswith(f"{_PACKAGE}.") and module not in _also_ours:
+        ours = {f"{_PACKAGE}.kernels.{op}._problem" for op in ("conv2d", backend.split(".")[-2])}
+        kind: Any = getattr(import_module(module), name) if module in ours or module in _also_ours else None
+        if not (isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module):
             raise ValueError(f"a recorded call holds a {plain['class']!r}, which is no problem of {_PACKAGE}")
-        kind: Any = getattr(import_module(module), name)
-        if not hasattr(kind, "__dataclass_fields__"):
-            raise ValueError(f"a recorded call holds a {plain['class']!r}, which is no problem of {_PACKAGE}")
-        return kind(**{k: _value(v) for k, v in plain["fields"].items()})
-    return tuple(_value(v) for v in plain) if isinstance(plain, list) else plain
+        return kind(**{k: _value(v, backend) for k, v in plain["fields"].items()})
+    return tuple(_value(v, backend) for v in plain) if isinstance(plain, list) else plain
 
 
 def _spec(plain: Mapping[str, Any]) -> TensorSpec:
     fields_: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
-    return TensorSpec(**fields_)
+    spec = TensorSpec(**fields_)
+    sizes = (*spec.shape, *spec.strides, spec.misaligned)
+    if not isinstance(getattr(torch, spec.dtype, None), torch.dtype) or not all(isinstance(n, int) for n in sizes):
+        raise ValueError(f"a recorded call has a tensor {text_of(dict(plain))}")
+    return spec
 
 
 # ---- recording
@@ -199,6 +222,7 @@ class Recording:
         return found
 
 
+_quiet: ContextVar[bool] = ContextVar("tilesmith_quiet", default=False)
 _recordings: list[Recording] = []
 _before_each: list[Callable[[Call], None]] = []
 
@@ -220,6 +244,16 @@ def record() -> Iterator[Recording]:
         _update()
 
 
+@contextmanager
+def unnoticed() -> Iterator[None]:
+    """Calls that this thread makes inside the block are the tuner's own and nobody is told of them."""
+    token = _quiet.set(True)
+    try:
+        yield
+    finally:
+        _quiet.reset(token)
+
+
 def start_before_each(do: Callable[[Call], None]) -> None:
     """Has ``do`` told of every call of a kernel before it is made."""
     _before_each.append(do)
@@ -239,6 +273,8 @@ def before_each(do: Callable[[Call], None]) -> Iterator[None]:
 
 def _note(module: ModuleType, function: str, problem: Any, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
     """Takes a call down that is about to be made."""
+    if _quiet.get():
+        return
     inputs, outputs = (tuple(None if t is None else TensorSpec.of(t) for t in side) for side in (inputs, outputs))
     call = Call(module.__name__, function, problem, inputs, outputs)
     for recording in tuple(_recordings):

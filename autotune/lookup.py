@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from .rows import Filed, Row, distance, filed, filed_of, identity, is_stale, text_of
+from .rows import Filed, Row, distance, filed, filed_of, identity, is_stale, text_of, versions
 from .space import Config, Tunable
 from .store import Store, cache_directory
 
@@ -77,7 +77,7 @@ class Tables:
                 families: dict[tuple[str, int, str], list[_Choice]] = {}
                 for rank, store in enumerate((self.cache, *self.shipped)):
                     layer = "cache" if rank == 0 else str(store.directory)
-                    for row in latest_choices(store.rows()):
+                    for row in last_choices(store.rows()):
                         place = filed_of(row)
                         families.setdefault(place.family, []).append(_Choice(place, row["config"], row, layer, rank))
                 self._families = families
@@ -94,8 +94,10 @@ class Tables:
             doublings = distance(wanted, choice.filed)
             if doublings <= MOST_DOUBLINGS:
                 stale = is_stale(choice.row, tunable)
-                near.append((doublings > 0 or stale, doublings, stale, choice.rank, text_of(choice.config), choice))
-        for is_near, doublings, stale, _, _, choice in sorted(near, key=lambda one: one[:-1]):
+                newest = -choice.row.get("generation", 0)
+                order = (doublings > 0 or stale, doublings, stale, choice.rank, newest, text_of(choice.config))
+                near.append((*order, choice))
+        for is_near, doublings, stale, _, _, _, choice in sorted(near, key=lambda one: one[:-1]):
             config = as_in_space(tunable, choice.config)
             if config is None or tunable.refusal(config, problem) is not None:
                 continue
@@ -124,17 +126,19 @@ class Tables:
         return f"{what}: of its key, {'; '.join(_differences(wanted, nearest.filed))}"
 
     def digest(self) -> str:
-        """Equal where all look-ups answer alike (given equal kernels): of every choice that counts, in its layer."""
-        return hashlib.sha256("\0".join(f"{key}{value}" for key, value in self.lines().items()).encode()).hexdigest()
+        """Equal where all look-ups answer alike, given equal kernels: of every choice that counts, in its layer, and of
+        the versions that decide which of them are stale."""
+        told = [text_of(dict(versions())), *(f"{key}{value}" for key, value in self.lines().items())]
+        return hashlib.sha256("\0".join(told).encode()).hexdigest()
 
     def lines(self) -> dict[str, str]:
         """The digest of each row that look-ups may use, by a name for it; what :meth:`digest` is made of."""
-        found = {}
+        found: dict[str, list[str]] = {}
         for family in self.choices().values():
             for c in family:
-                place = f"layer {c.rank}: {c.filed.tunable} {c.filed.exact} {dict(c.filed.sizes)}"
-                found[place] = identity(c.row)[:16]
-        return dict(sorted(found.items()))
+                place = f"layer {c.rank}: {c.filed.tunable} abi {c.filed.abi} {c.filed.exact} {dict(c.filed.sizes)}"
+                found.setdefault(place, []).append(identity(c.row)[:16])
+        return {place: " ".join(sorted(rows)) for place, rows in sorted(found.items())}
 
 
 def _differences(wanted: Filed, other: Filed) -> list[str]:
@@ -157,9 +161,20 @@ def latest_choices(rows: Iterable[Row]) -> list[Row]:
     return list(latest.values())
 
 
+def last_choices(rows: Iterable[Row]) -> list[Row]:
+    """The same of each problem and each of the sources and versions that wrote one: whoever shares a cache with other
+    versions finds its own."""
+    latest: dict[tuple[Filed, str], Row] = {}
+    for row in rows:
+        if row["kind"] == "choice":
+            place = filed_of(row), text_of([row.get("source"), row.get("versions")])
+            if place not in latest or _order(row) > _order(latest[place]):
+                latest[place] = row
+    return list(latest.values())
+
+
 def _order(row: Row) -> tuple[int, str]:
-    generation = row.get("generation", 0)
-    return generation if isinstance(generation, int) else 0, text_of(row)
+    return row.get("generation", 0), text_of(row)
 
 
 def as_in_space(tunable: Tunable, config: Config) -> Config | None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -44,19 +45,32 @@ class Answer:
 
 
 _remembered: dict[tuple[str, Any], Answer] = {}
+_times_forgotten = 0
 
 
 @dataclass(frozen=True)
 class _State:
-    """What makes a look-up more than remembering: empty but for ``mode`` most of the time."""
+    """What makes a look-up more than remembering. Entries are taken out by their token, in whatever order blocks end.
 
-    mode: str
-    pins: Mapping[str, Config]
-    watchers: tuple[Callable[[Tunable, Any, Config], None], ...] = ()
+    Attributes:
+        modes, pins: of the whole process, the last one counts.
+        private: how many blocks there are whose pins or watchers belong to one thread.
+    """
+
+    modes: tuple[tuple[object, str], ...]
+    pins: tuple[tuple[object, str, Config], ...] = ()
+    private: int = 0
+
+    @property
+    def mode(self) -> str:
+        return self.modes[-1][1]
 
     @property
     def plain(self) -> bool:
-        return self.mode in ("lookup", "tune_on_miss", "force") and not self.pins and not self.watchers
+        return self.mode in ("lookup", "tune_on_miss", "force") and not self.pins and not self.private
+
+    def pinned(self, name: str) -> Config | None:
+        return next((config for _, pinned, config in reversed(self.pins) if pinned == name), None)
 
 
 def _checked(mode: str) -> str:
@@ -65,57 +79,75 @@ def _checked(mode: str) -> str:
     return mode
 
 
-_state = _State(_checked(os.environ.get("TILESMITH_AUTOTUNE") or "lookup"), {})
+_state = _State(((None, _checked(os.environ.get("TILESMITH_AUTOTUNE") or "lookup")),))
 _plain = _state.plain
 
+Told = Callable[[Tunable, Any, Config], None]
+_own_pins: ContextVar[Mapping[str, Config]] = ContextVar("tilesmith_own_pins", default={})  # noqa: B039  never written to
+_own_watchers: ContextVar[tuple[Told, ...]] = ContextVar("tilesmith_own_watchers", default=())
 
-@contextmanager
-def _changed(change: Callable[[_State], _State], back: Callable[[_State, _State], _State]) -> Iterator[None]:
+
+def _change(change: Callable[[_State], _State]) -> None:
     global _state, _plain
     with _lock:
-        before, _state = _state, change(_state)
+        _state = change(_state)
         _plain = _state.plain
-    try:
-        yield
-    finally:
-        with _lock:
-            _state = back(_state, before)
-            _plain = _state.plain
 
 
 @contextmanager
 def pin(name: str, config: Config) -> Iterator[None]:
     """Runs the kernel of that name with this configuration inside the ``with`` block, in the whole process."""
-    with _changed(
-        lambda now: _State(now.mode, {**now.pins, name: dict(config)}, now.watchers),
-        lambda now, before: _State(now.mode, before.pins, now.watchers),
-    ):
+    entry = (object(), name, dict(config))
+    _change(lambda now: replace(now, pins=(*now.pins, entry)))
+    try:
         yield
+    finally:
+        _change(lambda now: replace(now, pins=tuple(e for e in now.pins if e is not entry)))
 
 
 @contextmanager
 def mode(name: str) -> Iterator[None]:
     """What look-ups do in a mode, and no more; :func:`tilesmith.autotune.mode` also measures in those that tune."""
-    _checked(name)
-    with _changed(
-        lambda now: _State(name, now.pins, now.watchers),
-        lambda now, before: _State(before.mode, now.pins, now.watchers),
-    ):
+    entry = (object(), _checked(name))
+    _change(lambda now: replace(now, modes=(*now.modes, entry)))
+    try:
+        yield
+    finally:
+        _change(lambda now: replace(now, modes=tuple(e for e in now.modes if e is not entry)))
+
+
+@contextmanager
+def _in_this_thread(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    _change(lambda now: replace(now, private=now.private + 1))
+    try:
+        yield
+    finally:
+        _change(lambda now: replace(now, private=now.private - 1))
+        variable.reset(token)
+
+
+@contextmanager
+def pinned_here(name: str, config: Config) -> Iterator[None]:
+    """As :func:`pin`, for look-ups of this thread: how candidates are tried while others compute."""
+    with _in_this_thread(_own_pins, {**_own_pins.get(), name: dict(config)}):
         yield
 
 
 @contextmanager
-def watched(told: Callable[[Tunable, Any, Config], None]) -> Iterator[None]:
-    """Calls ``told(tunable, problem, config)`` of each look-up inside the block."""
-    with _changed(
-        lambda now: _State(now.mode, now.pins, (*now.watchers, told)),
-        lambda now, before: _State(now.mode, now.pins, before.watchers),
-    ):
+def watched(told: Told) -> Iterator[None]:
+    """Calls ``told(tunable, problem, config)`` of each look-up that this thread makes inside the block."""
+    with _in_this_thread(_own_watchers, (*_own_watchers.get(), told)):
         yield
 
 
 def current_mode() -> str:
     return _state.mode
+
+
+def _pinned(name: str) -> Config | None:
+    own = _own_pins.get().get(name)
+    return own if own is not None else _state.pinned(name)
 
 
 def resolve(tunable: Tunable, problem: Any) -> Config:
@@ -128,30 +160,32 @@ def resolve(tunable: Tunable, problem: Any) -> Config:
     if _plain:
         answer = _remembered.get((tunable.name, problem))
         return (answer or _remember(tunable, problem)).config
-    state = _state
-    config = state.pins.get(tunable.name)
+    mode = _state.mode
+    config = _pinned(tunable.name)
     if config is not None:
         tunable.check(config, problem)
-    elif state.mode == "off":
+    elif mode == "off":
         config = tunable.default(problem)
     else:
         answer = _remembered.get((tunable.name, problem)) or _remember(tunable, problem)
-        if state.mode == "require" and answer.rung in ("nearest", "default"):
+        if mode == "require" and answer.rung in ("nearest", "default"):
             from .lookup import tables
 
             raise NotTuned(tables().why_missing(tunable, problem))
         config = answer.config
-    for told in state.watchers:
+    for told in _own_watchers.get():
         told(tunable, problem, config)
     return config
 
 
 def _remember(tunable: Tunable, problem: Any) -> Answer:
+    times = _times_forgotten
     answer = _measured(tunable, problem) or Answer(tunable.default(problem), "default")
     with _lock:
         if len(_remembered) >= _MOST_REMEMBERED:
             _remembered.clear()
-        _remembered[tunable.name, problem] = answer
+        if times == _times_forgotten:  # else rows came while this was looked up
+            _remembered[tunable.name, problem] = answer
     return answer
 
 
@@ -166,7 +200,7 @@ def _measured(tunable: Tunable, problem: Any) -> Answer | None:
 
 def look_up(tunable: Tunable, problem: Any) -> Answer:
     """The ladder without its memory, and which rung answered. Pins first; the mode does not matter."""
-    config = _state.pins.get(tunable.name)
+    config = _pinned(tunable.name)
     if config is not None:
         tunable.check(config, problem)
         return Answer(config, "pinned")
@@ -175,5 +209,7 @@ def look_up(tunable: Tunable, problem: Any) -> Answer:
 
 def forget() -> None:
     """Look-ups are made anew from now on: rows have come or gone."""
+    global _times_forgotten
     with _lock:
+        _times_forgotten += 1
         _remembered.clear()

@@ -95,31 +95,58 @@ def distance(a: Filed, b: Filed) -> float:
 
 
 def fault_of(row: Any) -> str | None:
-    """What is wrong with a row that was read: "foreign", "future" or "damaged"; ``None`` if nothing is."""
+    """What is wrong with a row that was read: "foreign", "future" or "damaged"; ``None`` if nothing is.
+
+    Whoever reads rows later relies on what is checked here.
+    """
     if not isinstance(row, dict) or not isinstance(row.get("v"), int) or "kind" not in row:
         return "foreign"
     if row["v"] > VERSION:
         return "future"
     if row["kind"] not in KINDS:
         return "foreign"
-    return None if row["kind"] == "call" or _is_whole(row) else "damaged"
+    return None if _is_whole(row) else "damaged"
 
 
 def _is_whole(row: Row) -> bool:
+    if row["kind"] == "call":
+        return isinstance(row.get("call"), dict) and _is_count(row.get("count", 1))
     key, config = row.get("key"), row.get("config")
     if not isinstance(key, dict) or not isinstance(config, dict) or not isinstance(key.get("sizes"), dict):
         return False
-    numbers = [key.get("abi"), *key["sizes"].values()]
-    if not isinstance(key.get("tunable"), str) or "exact" not in key or not all(map(_is_number, numbers)):
+    if not isinstance(key.get("tunable"), str) or "exact" not in key or not _is_count(key.get("abi")):
         return False
-    if row["kind"] != "choice" and row.get("status") not in STATUSES:
+    numbers = [*key["sizes"].values(), row.get("predicted_us", 0.0), row.get("default_us", 1.0)]
+    if not all(map(_is_number, numbers)) or not all(
+        _is_count(row.get(n, 1)) for n in ("generation", "samples", "rank")
+    ):
         return False
-    timed = row["kind"] == "choice" or (row["kind"] == "time" and row["status"] == "ok")
-    return not timed or (_is_number(row.get("time_us")) and row["time_us"] > 0)
+    if row["kind"] == "choice":
+        return _is_time(row.get("time_us")) and row.get("default_us", 1.0) > 0 and _are_configs(row.get("tied", []))
+    if row.get("status") not in STATUSES or not isinstance(row.get("reason", ""), str):
+        return False
+    if row["kind"] == "plan":
+        return True
+    return isinstance(row.get("rung"), str) and (row["status"] != "ok" or _is_time(row.get("time_us")))
+
+
+def _are_configs(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _is_time(value: Any) -> bool:
+    return _is_number(value) and value > 0
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """One that arithmetic with floats takes."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return math.isfinite(value) if isinstance(value, float) else abs(value) < 2**53
 
 
 def identity(row: Row) -> str:
@@ -155,19 +182,31 @@ def relevant_versions(tunable: str) -> Mapping[str, str]:
     return {name: value for name, value in versions().items() if name in mine}
 
 
+# What the kernels of each backend are made of beside their own op's files.
+_SHARED = {
+    "_numpy": ("_arrays.py", "_blas.py", "_numpy_tuning.py", "_parallel.py", "_workspace.py"),
+    "_triton": ("_triton.py", "_triton_math.py", "_triton_tensors.py", "_division.py"),
+    "_cupy": ("_cuda.py", "_cuda_tensors.py", "_device.cuh", "_division.py"),
+}
+
+
 @cache
 def _digest_of_files(folder: Path, prefix: str) -> str:
     names = sorted(folder.glob(f"{prefix}*.py")) or sorted(folder.glob("*.py"))
     if prefix == "_cupy":
         names += sorted([*folder.glob("*.cu"), *folder.glob("*.cuh")])
-    texts = [_without_comments(path.read_text(encoding="utf-8")) for path in names]
+    names += [path for name in _SHARED.get(prefix, ()) if (path := folder.parent / name).is_file()]
+    texts = [without_comments(path.read_text(encoding="utf-8"), path.suffix) for path in names]
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
 
 
-def _without_comments(text: str) -> str:
-    """Good enough for a digest: what stands behind a comment sign, and blank lines, do not count."""
-    lines = (re.sub(r"(^|\s)(#(?!\s*(?:include|define|if|el|endif|pragma))|//).*", "", line).rstrip() for line in
-             text.splitlines())  # fmt: skip
+def without_comments(text: str, suffix: str) -> str:
+    """Good enough for a digest: blank lines and comments that stand alone do not count, in CUDA C++ also those at the
+    end of a line."""
+    if suffix == ".py":
+        lines = ("" if line.lstrip().startswith("#") else line.rstrip() for line in text.splitlines())
+    else:
+        lines = (re.sub(r"(^|\s)//.*", "", line).rstrip() for line in text.splitlines())
     return "\n".join(line for line in lines if line)
 
 
@@ -184,9 +223,9 @@ def source_of(tunable: Tunable) -> str:
 
 def is_stale(row: Row, tunable: Tunable) -> bool:
     """Whether the row was measured with other sources or another compiler: good as a seed, not as an answer."""
-    if row.get("source") != source_of(tunable):
+    written = row.get("versions")
+    if row.get("source") != source_of(tunable) or not isinstance(written, dict):
         return True
-    written = row.get("versions", {})
     return any(written.get(name) != value for name, value in relevant_versions(tunable.name).items())
 
 

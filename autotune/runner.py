@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import signal
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from .space import Config, Tunable
 
 _SENTINEL_SAMPLES = 3
 _DRIFTED = 0.03  # of the sentinel's time: beyond it, times are put in relation to it
+_RUNS = 40  # of the call in one measurement, its reference included: what long ones get on top
+# After one of these a CUDA context may be broken: the next configuration gets a new worker.
+_POISONOUS = ("runtime", "outside", "incorrect", "nondeterministic")
 _SECONDS = 60.0  # that compiling and verifying may take, and a set of samples
 
 
@@ -30,6 +34,7 @@ class Job:
     """One key to tune.
 
     Attributes:
+        default: whose error and whose time are measures for others; ``None`` while no configuration is known to run.
         call: that asks for the tunable on this problem; ``None`` where only recorded rows answer.
         weight: how often the call is made.
         call_s: what one took when it was looked at, with whatever its first time costs.
@@ -38,10 +43,15 @@ class Job:
     tunable: Tunable
     problem: Any
     filed: Filed
-    default: Config
+    default: Config | None
     call: Call | None = None
     weight: int = 1
     call_s: float = 0.0
+
+    @property
+    def kernels_default(self) -> Config:
+        """The kernel's own, whether it runs here or not."""
+        return self.tunable.default(self.problem)
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,7 @@ class InProcess:
         self,
         call: Call,
         name: str,
-        default: Config,
+        default: Config | None,
         configs: Sequence[Config],
         rung: str,
         samples: int,
@@ -119,21 +129,25 @@ class InProcess:
         return self._bench[1]
 
     def _alone(
-        self, bench: Bench, name: str, default: Config, config: Config, samples: int, give_up_s: float
+        self, bench: Bench, name: str, default: Config | None, config: Config, samples: int, give_up_s: float
     ) -> Result:
         verdict = bench.verdict(name, config, default) if self._verify else Verdict()
         if verdict.status != "ok":
             return Result(verdict.status, verdict.reason)
         try:
-            standard = median(bench.samples(name, default, _SENTINEL_SAMPLES)[0])
+            drift = 1.0 if default is None else self._drift(bench, name, default)
             taken, protocol = bench.samples(name, config, samples, give_up_s)
         except Exception as error:
             verdict = failed(error)
             return Result(verdict.status, verdict.reason)
-        drift = standard / self._standard.setdefault(name, standard)
         if abs(drift - 1) > _DRIFTED:
             taken = [t / drift for t in taken]
         return Result("ok", "", tuple(taken), protocol, drift)
+
+    def _drift(self, bench: Bench, name: str, default: Config) -> float:
+        """How much longer the default takes than when the job began."""
+        standard = median(bench.samples(name, default, _SENTINEL_SAMPLES)[0])
+        return standard / self._standard.setdefault(f"{name} {text_of(dict(default))}", standard)
 
     def _in_turns(self, bench: Bench, name: str, configs: Sequence[Config], samples: int) -> list[Result]:
         try:
@@ -166,14 +180,25 @@ class Isolated:
 
     def measure(self, job: Job, configs: Sequence[Config], rung: str, samples: int, give_up_s: float) -> list[Result]:
         assert job.call is not None
-        name, default = job.tunable.name, dict(job.default)
-        request = (job.call, name, default, [dict(c) for c in configs], rung, samples, give_up_s)
+        from ..kernels._precision import settings
+
+        default = None if job.default is None else dict(job.default)
+        asked = (job.call, job.tunable.name, default, [dict(c) for c in configs], rung, samples, give_up_s)
+        request = pickle.dumps((settings(), asked))
         pipe = self._ready()
-        pipe.send_bytes(pickle.dumps(request))
-        status, reason = "timeout", f"no answer within {self._seconds:g} s"
         try:
-            if pipe.poll(self._seconds * max(1, len(configs))):
+            pipe.send_bytes(request)
+        except (BrokenPipeError, ConnectionError):  # it died while it had nothing to do
+            self.close()
+            pipe = self._ready()
+            pipe.send_bytes(request)
+        limit_s = self._seconds * max(1, len(configs)) + _RUNS * job.call_s
+        status, reason = "timeout", f"no answer within {limit_s:.3g} s"
+        try:
+            if pipe.poll(limit_s):
                 answer: list[Result] = pickle.loads(pipe.recv_bytes())
+                if job.call.device == "cuda" and any(result.status in _POISONOUS for result in answer):
+                    self.close()
                 return answer
         except (EOFError, ConnectionError):
             self._process.join(5)
@@ -185,7 +210,8 @@ class Isolated:
         if self._process is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self._device, self._modules), daemon=True)
+            device = _current_device() if self._device is None else self._device
+            self._process = context.Process(target=_serve, args=(theirs, device, self._modules), daemon=True)
             with _without_main():
                 self._process.start()
             theirs.close()
@@ -206,6 +232,12 @@ class Isolated:
             if self._pipe is not None:
                 self._pipe.close()
         self._process = self._pipe = None
+
+
+def _current_device() -> int | None:
+    import torch
+
+    return torch.cuda.current_device() if torch.cuda.is_available() else None
 
 
 def _received(pipe: Connection) -> bool:
@@ -235,17 +267,23 @@ def _serve(pipe: Connection, device: int | None, modules: Sequence[str]) -> None
     """What a worker does until its parent goes."""
     from importlib import import_module
 
+    import torch
+
+    from ..kernels._precision import use_settings
+    from .resolve import mode
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
     for module in modules:
         import_module(module)
     if device is not None:
-        import torch
-
         torch.cuda.set_device(device)
     here = InProcess()
     pipe.send_bytes(b"ready")
-    with contextlib.suppress(EOFError, KeyboardInterrupt):
+    with contextlib.suppress(EOFError, ConnectionError), mode("lookup"):
         while True:
-            pipe.send_bytes(pickle.dumps(here.measured(*pickle.loads(pipe.recv_bytes()))))
+            settings, asked = pickle.loads(pipe.recv_bytes())
+            use_settings(settings)
+            pipe.send_bytes(pickle.dumps(here.measured(*asked)))
     os._exit(0)
 
 

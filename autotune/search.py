@@ -161,6 +161,8 @@ def _decide(
         finalists = [*close[: room - 1], standard]
     finalists.sort(key=lambda t: order[t])
     again = measure([texts[t] for t in finalists], "final", _FINAL_SAMPLES, math.inf)
+    if all(one.status != "ok" for one in again):  # one of them spoilt it for all
+        again = [measure([texts[t]], "alone", _FINAL_SAMPLES, math.inf)[0] for t in finalists]
     final = {}
     for text, one in zip(finalists, again, strict=True):
         if one.status == "ok":

@@ -10,10 +10,12 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import re
 import socket
+import tempfile
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING
@@ -28,14 +30,19 @@ _FAULTS = {
     "future": f"of a newer tilesmith (this one reads format {VERSION})",
     "damaged": "damaged",
 }
+_LISTINGS = 10  # of the directory, while others move its files
+_OURS = re.compile(r".+-\d+-[0-9a-f]{12}\.jsonl|compact-[0-9a-f]{32}\.jsonl")
 _LOCK_SECONDS = 30.0  # that compact waits for another one
 
 
 def cache_directory() -> Path:
     """``TILESMITH_CACHE``, else ``tilesmith`` in the user's cache directory. It need not exist."""
     if named := os.environ.get("TILESMITH_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tilesmith"
+        return Path(os.path.expanduser(named))
+    home = Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"))
+    if str(home).startswith("~"):  # nobody's home, as in some containers
+        home = Path(tempfile.gettempdir())
+    return home / "tilesmith"
 
 
 class _Reader:
@@ -49,7 +56,11 @@ class _Reader:
         self._said: set[str] = set()
 
     def refresh(self) -> bool:
-        """Reads what is new; whether there was anything."""
+        """Reads what is new; whether there was anything.
+
+        Raises:
+            FileNotFoundError: it has gone; what was in it may be in another file by now.
+        """
         try:
             status = self.path.stat()
             if (status.st_dev, status.st_ino) != self._identity or status.st_size < self._read:
@@ -59,6 +70,8 @@ class _Reader:
             with self.path.open("rb") as file:
                 file.seek(self._read)
                 data = file.read()
+        except FileNotFoundError:
+            raise
         except OSError as error:
             self._say(f"cannot be read ({error.strerror}) and is ignored")
             return False
@@ -74,7 +87,7 @@ class _Reader:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = {"v": VERSION, "kind": "time"} if line.lstrip().startswith(b'{"') else None
             fault = fault_of(row)
             if fault is None:
@@ -104,7 +117,7 @@ class Store:
         self._readers: dict[Path, _Reader] = {}
         self._own: list[Row] = []  # what could not be written, or is nobody else's business
         self._journal: _Journal | None = None
-        self._writable = writable and (directory is None or not directory.is_file())
+        self._writable = writable and (directory is None or not os.path.isfile(directory))
         self._to_memory = directory is None
 
     def rows(self) -> list[Row]:
@@ -118,29 +131,34 @@ class Store:
     def refresh(self) -> bool:
         """Reads what others have written since; whether anything is new."""
         with self._lock:
-            if self.directory is None:
-                return False
-            if self.directory.is_file():
-                paths = [self.directory]
-            else:
+            changed = False
+            for _ in range(_LISTINGS):
+                paths = self._paths()
+                changed |= self._readers.keys() != set(paths)
+                self._readers = {path: self._readers.get(path) or _Reader(path) for path in paths}
                 try:
-                    paths = sorted(p for p in self.directory.iterdir() if p.suffix == ".jsonl")
-                except (FileNotFoundError, NotADirectoryError):
-                    paths = []
-                except OSError as error:
-                    warnings.warn(f"cache {self.directory} cannot be read: {error.strerror}", stacklevel=3)
-                    paths = []
-            gone = self._readers.keys() - set(paths)
-            for path in gone:
-                del self._readers[path]
-            for path in paths:
-                self._readers.setdefault(path, _Reader(path))
-            self._readers = {path: self._readers[path] for path in paths}
-            grown = [reader.refresh() for reader in self._readers.values()]
-            return any(grown) or bool(gone)
+                    grown = [reader.refresh() for reader in self._readers.values()]
+                except FileNotFoundError:  # somebody compacts: what was in it is in a file that was not listed
+                    changed = True
+                    continue
+                return any(grown) or changed
+            return changed
 
-    def append(self, row: Row) -> None:
-        """Adds a row, on disk at once where there is one to write to.
+    def _paths(self) -> list[Path]:
+        if self.directory is None:
+            return []
+        if os.path.isfile(self.directory):
+            return [self.directory]
+        try:
+            return sorted(p for p in self.directory.iterdir() if p.suffix == ".jsonl")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            warnings.warn(f"cache {self.directory} cannot be read: {error.strerror}", stacklevel=4)
+            return []
+
+    def append(self, *rows: Row) -> None:
+        """Adds rows, on disk at once and all or none of them, where there is a disk to write to.
 
         Raises:
             OSError: the store is read-only.
@@ -149,17 +167,17 @@ class Store:
             if not self._writable:
                 raise OSError(f"{self.directory} is only read from")
             if self._to_memory:
-                self._own.append(row)
+                self._own += rows
                 return
             assert self.directory is not None
             try:
-                if self._journal is None or self._journal.owner != os.getpid():
+                if self._journal is None or not self._journal.is_ours():
                     self._journal = _Journal(self.directory)
                     atexit.register(self.close)
-                self._journal.write(row)
+                self._journal.write(rows)
             except OSError as error:
                 self._to_memory = True
-                self._own.append(row)
+                self._own += rows
                 warnings.warn(
                     f"cache {self.directory} cannot be written to ({error.strerror or error}): "
                     "what is measured now is forgotten when this process ends",
@@ -173,6 +191,26 @@ class Store:
                 if self._journal.owner == os.getpid():
                     self._journal.close()
                 self._journal = None
+
+    @property
+    def kept(self) -> bool:
+        """Whether what is appended outlives this process."""
+        return not self._to_memory
+
+    def clear(self) -> int:
+        """Deletes the cache's own files, but for those that a living process writes to. How many rows that were."""
+        self.close()
+        with self._lock:
+            if self.directory is None or not self.directory.is_dir():
+                return 0
+            before = len(self.rows())
+            for path in sorted(self.directory.glob("*.jsonl")):
+                lock = _locked(path) if _OURS.fullmatch(path.name) else None
+                if lock is not None:
+                    path.unlink(missing_ok=True)
+                    lock.release()
+                    _lock_of(path).unlink(missing_ok=True)
+            return before - len(self.rows())
 
     def compact(self) -> tuple[int, int]:
         """Makes one file of all journals whose writers have ended; no row is lost, second copies go.
@@ -212,7 +250,7 @@ class Store:
                 with warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always")
                     reader.refresh()
-                if said:
+                if said or not _OURS.fullmatch(path.name):
                     spared.add(path)
                     continue
                 rows.update((identity(row), row) for row in reader.rows)
@@ -261,11 +299,15 @@ class _Journal:
         self._lock = _locked(self.path)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
 
-    def write(self, row: Row) -> None:
-        line = (text_of(row) + "\n").encode()
-        written = os.write(self._file, line)
-        if written != len(line):
-            raise OSError(f"only {written} of {len(line)} bytes of a row could be written")
+    def is_ours(self) -> bool:
+        """Whether this process made it, and it was not deleted meanwhile."""
+        return self.owner == os.getpid() and os.fstat(self._file).st_nlink > 0
+
+    def write(self, rows: Sequence[Row]) -> None:
+        lines = "".join(text_of(row) + "\n" for row in rows).encode()
+        written = os.write(self._file, lines)
+        if written != len(lines):
+            raise OSError(f"only {written} of {len(lines)} bytes could be written")
 
     def close(self) -> None:
         os.close(self._file)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import quantiles
 from threading import Lock
 
 from . import lookup
 from .bench import Bench
 from .calls import Call, Recording
-from .lookup import Tables, as_in_space, latest_choices
+from .lookup import Tables, as_in_space, last_choices, latest_choices
 from .planning import by_plan, pruned
 from .resolve import forget
 from .rows import Filed, Row, distance, filed, filed_of, is_stale, provenance, same, text_of
@@ -62,8 +63,12 @@ def jobs_of(calls: Iterable[Call] | Recording) -> list[Job]:
     counts: Mapping[Call, int] = calls.counts if isinstance(calls, Recording) else Counter(calls)
     found: dict[Filed, Job] = {}
     for call, count in counts.items():
-        bench = Bench(call)
-        asked = bench.asks()
+        try:
+            bench = Bench(call)
+            asked = bench.asks()
+        except Exception as error:
+            warnings.warn(f"{call.words()} is left out, it cannot be made here: {error}", stacklevel=2)
+            continue
         start = time.perf_counter()
         if len(asked):
             bench.asks()
@@ -119,7 +124,9 @@ def tune_jobs(
             if job is None:
                 return
             late = time.monotonic() >= ends
-            summary = Summary(job, "left", job.default) if late else _tune(job, runner, tables, rows, force, resume)
+            summary = (
+                Summary(job, "left", job.kernels_default) if late else _tune(job, runner, tables, rows, force, resume)
+            )
             with lock:
                 summaries[number] = summary
                 if progress:
@@ -141,33 +148,43 @@ def tune_jobs(
 
 def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool, resume: bool) -> Summary:
     mine = [row for row in tuple(rows) if row["kind"] != "call" and filed_of(row) == job.filed]
-    choice = next(iter(latest_choices(mine)), None)
-    if choice is not None and not force and not is_stale(choice, job.tunable):
+    for choice in sorted(last_choices(mine), key=lambda row: -row.get("generation", 0)):
         config = as_in_space(job.tunable, choice["config"])
-        if config is not None and job.tunable.refusal(config, job.problem) is None:
+        fresh = config is not None and not is_stale(choice, job.tunable)
+        if config is not None and fresh and not force and job.tunable.refusal(config, job.problem) is None:
             return _known(job, choice, config)
-    generation = 1 + (choice.get("generation", 0) if choice else 0)
+    generation = 1 + max((row.get("generation", 0) for row in mine if row["kind"] == "choice"), default=0)
     earlier = {
         (row["rung"], text_of(row["config"])): row
         for row in mine
         if resume and row["kind"] == "time" and row.get("generation") == generation and not is_stale(row, job.tunable)
     }
-    summary = Summary(job, "tuned", job.default)
+    summary = Summary(job, "tuned", job.kernels_default)
     measurable = runner.configs(job)
     space = list(job.tunable.configs(job.problem)) if measurable is None else measurable
     summary.pruned = pruned(job)
     predicted = {text_of(c): _predicted(job, c) for c in space}
 
+    def standard() -> Config | None:
+        """What others are compared with: the default, until it turns out not to run; then the first that does."""
+        own = earlier.get(("first", text_of(dict(default))))
+        if own is None or own["status"] == "ok":
+            return default
+        return next((row["config"] for row in earlier.values() if row["status"] == "ok"), None)
+
     def measure(configs: Sequence[Config], rung: str, samples: int, give_up_s: float) -> list[Measured]:
         missing = [c for c in configs if (rung, text_of(dict(c))) not in earlier]
         summary.reused += len(configs) - len(missing)
         summary.tried += len(missing)
-        results = runner.measure(job, missing, rung, samples, give_up_s) if missing else []
-        for config, result in zip(missing, results, strict=True):
-            row = _time_row(job, config, rung, result, generation, predicted[text_of(dict(config))])
-            tables.cache.append(row)
-            rows.append(row)
-            earlier[rung, text_of(dict(config))] = row
+        results = runner.measure(replace(job, default=standard()), missing, rung, samples, give_up_s) if missing else []
+        made = [
+            _time_row(job, config, rung, result, generation, predicted[text_of(dict(config))])
+            for config, result in zip(missing, results, strict=True)
+        ]
+        if made:
+            tables.cache.append(*made)
+            rows.extend(made)
+            earlier.update({(rung, text_of(row["config"])): row for row in made})
         found = [earlier[rung, text_of(dict(c))] for c in configs]
         for config, row in zip(configs, found, strict=True):
             if row["status"] != "ok":
@@ -180,10 +197,10 @@ def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool
     if not space:
         summary.how = "failed"
         return summary
-    default = job.default if any(same(job.default, c) for c in space) else ranked[0]
-    outcome = search(space, default, ranked, measure, seeds=_seeds(job, rows, space))
+    default = job.kernels_default if any(same(job.kernels_default, c) for c in space) else ranked[0]
+    outcome = search(space, default, ranked, measure, seeds=_seeds(job, mine, tables, space))
     summary.failed = Counter(status for status in outcome.statuses.values() if status != "ok")
-    if not outcome.times:
+    if not math.isfinite(outcome.time_s):
         summary.how = "failed"
         return summary
     summary.config, summary.gain, summary.tied = outcome.config, outcome.gain, len(outcome.tied)
@@ -200,12 +217,15 @@ def _known(job: Job, choice: Row, config: Config) -> Summary:
     return Summary(job, "known", config, default_s / time_s, default_s, time_s, tied=len(choice.get("tied", [])))
 
 
-def _seeds(job: Job, rows: Sequence[Row], space: Sequence[Config]) -> list[Config]:
-    """What was best for this key before, and for its nearest neighbours."""
-    family = [row for row in latest_choices(tuple(rows)) if filed_of(row).family == job.filed.family]
+def _seeds(job: Job, mine: Sequence[Row], tables: Tables, space: Sequence[Config]) -> list[Config]:
+    """What was best for this key before, and for its nearest neighbours in tables that ship. Not those in the cache:
+    what a tune finds must not depend on what else it has found by then, or one that was killed would end otherwise."""
+    shipped = [row for store in tables.shipped for row in latest_choices(store.rows())]
+    family = [row for row in shipped if filed_of(row).family == job.filed.family]
     family.sort(key=lambda row: (distance(filed_of(row), job.filed), text_of(row["config"])))
+    own = sorted(last_choices(mine), key=lambda row: -row.get("generation", 0))
     texts = {text_of(c): c for c in space}
-    return [texts[text] for row in family[:_SEEDS] if (text := text_of(row["config"])) in texts]
+    return [texts[text] for row in (*own[:1], *family[:_SEEDS]) if (text := text_of(row["config"])) in texts]
 
 
 def _predicted(job: Job, config: Config) -> float:
@@ -236,7 +256,7 @@ def _choice_row(job: Job, outcome: Outcome, summary: Summary, generation: int, p
         **provenance(job.tunable, job.filed),
         "kind": "choice",
         "config": dict(outcome.config),
-        "default": dict(job.default),
+        "default": dict(job.kernels_default),
         "time_us": _us(outcome.time_s),
         "predicted_us": _us(predicted[text_of(dict(outcome.config))]),
         "tied": [dict(c) for c in outcome.tied],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,9 @@ from . import lookup
 from .bench import Bench
 from .calls import Call, Recording, record
 from .lookup import Tables
-from .resolve import Answer, forget, look_up
+from .resolve import Answer, current_mode, forget, look_up
 from .resolve import mode as looking_up
-from .rows import Row, filed, identity
+from .rows import Row, filed, identity, text_of
 from .runner import InProcess, Job, Runner
 from .tuner import Progress, Summary, jobs_of, tune_jobs
 
@@ -136,24 +137,27 @@ def tune_always(name: str) -> None:
 
 
 class _Tuning:
-    """Tunes each call the first time it comes by. While a CUDA graph is captured it only looks up."""
+    """Tunes each call the first time it comes by. While a CUDA graph is captured, and inside a block whose mode is
+    another, calls only look up."""
 
     def __init__(self, force: bool) -> None:
-        self._force = force
+        self._mode = "force" if force else "tune_on_miss"
         self._seen: set[Call] = set()
-        self._busy = False
+        self._said = False
 
     def __call__(self, call: Call) -> None:
-        if self._busy or call in self._seen or _capturing(call):
+        if current_mode() != self._mode or call in self._seen or _capturing(call):
             return
         self._seen.add(call)
-        self._busy = True
+        force = self._mode == "force"
         try:
-            jobs = [job for job in jobs_of([call]) if self._force or _missing(job)]
+            jobs = [job for job in jobs_of([call]) if force or _missing(job)]
             if jobs:
-                tune_jobs(jobs, InProcess(), force=self._force)
-        finally:
-            self._busy = False
+                tune_jobs(jobs, InProcess(), force=force)
+        except Exception as error:  # the call itself needs no tuning
+            if not self._said:
+                warnings.warn(f"{call.words()} could not be tuned: {error}", stacklevel=2)
+            self._said = True
 
 
 def _capturing(call: Call) -> bool:
@@ -177,8 +181,12 @@ def _distributed() -> bool:
 
 
 def share(jobs: list[Job]) -> list[Job]:
-    """This rank's part of the jobs: every so-manieth."""
-    return jobs[torch.distributed.get_rank() :: ranks()] if ranks() > 1 else jobs
+    """This rank's part of the jobs: every so-manieth in an order that is the same on all, whatever each measured."""
+    if ranks() == 1:
+        return jobs
+    names = sorted(text_of(job.filed.as_json()) for job in jobs)
+    mine = set(names[torch.distributed.get_rank() :: ranks()])
+    return [job for job in jobs if text_of(job.filed.as_json()) in mine]
 
 
 def exchange(tables: Tables | None = None) -> None:

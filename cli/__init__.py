@@ -34,6 +34,7 @@ def make_app() -> typer.Typer:
     import typer
     from typer.core import TyperGroup
 
+    from ..autotune.resolve import mode
     from . import cache, doctor, tune, word2vec
 
     class Commands(TyperGroup):
@@ -41,7 +42,8 @@ def make_app() -> typer.Typer:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning  # type: ignore[assignment]
                 try:
-                    return super().invoke(ctx)
+                    with mode("lookup"):  # whatever the environment says: commands tune what they are told to
+                        return super().invoke(ctx)
                 except BrokenPipeError:  # who read our output has seen enough: typer ends quietly
                     raise
                 except KeyboardInterrupt:

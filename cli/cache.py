@@ -102,7 +102,7 @@ def _explained(job: Job, answer: Answer, rows: list[Row]) -> dict[str, Any]:
         "exact": json.loads(job.filed.exact),
         "rung": answer.rung,
         "configuration": dict(answer.config),
-        "default": dict(job.default),
+        "default": dict(job.kernels_default),
         "predicted_us": None if predicted_s is None else round(predicted_s * 1e6, 2),
         "measured_us": None if measured is None else measured["time_us"],
     }
@@ -176,7 +176,7 @@ def coverage(
             "statuses": dict(statuses(rows)),
             "regret": {name: _regret_as_json(r) for name, r in regrets.items()},
             "without_neighbour": without,
-            "model_error": model_error(rows),
+            "model_error": error if math.isfinite(error := model_error(rows)) else None,
         }
         print(json.dumps(told))
         return
@@ -287,6 +287,8 @@ def merge(
                 known.add(identity(row))
                 target.append(row)
                 added += 1
+    if added and not target.kept:
+        raise OSError(f"{target.directory} cannot be written to: nothing was merged")
     target.close()
     reload()
     print(f"{added} rows added to {target.directory}, {len(known)} in all")
@@ -349,14 +351,10 @@ def clear(
 ) -> None:
     """Delete this user's cache: journals, plans and recordings. Tables that ship stay."""
     cache = tables().cache
-    directory = cache.directory
-    assert directory is not None
-    files = sorted([*directory.glob("*.jsonl"), *directory.glob("*.lock"), *directory.glob("*.draft")])
-    count = len(cache.rows())
-    if not yes and not typer.confirm(f"delete {count} rows in {directory}?"):
+    if not yes and not typer.confirm(f"delete {len(cache.rows())} rows in {cache.directory}?"):
         raise typer.Exit(1)
-    cache.close()
-    for file in files:
-        file.unlink(missing_ok=True)
+    count = cache.clear()
     reload()
-    print(f"{count} rows deleted from {directory}")
+    print(f"{count} rows deleted from {cache.directory}")
+    if left := len(cache.rows()):
+        print(f"{left} rows stay: a process still writes to their files, or they are not this cache's own")

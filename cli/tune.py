@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,8 +24,10 @@ from rich.table import Table
 from ..autotune import TARGETS, Recording, record
 from ..autotune.lookup import tables
 from ..autotune.planning import Plan, plan_job
+from ..autotune.resolve import look_up
 from ..autotune.rows import Row
 from ..autotune.runner import Isolated, Job, Replay, Runner
+from ..autotune.search import MOST_MEASUREMENTS
 from ..autotune.store import Store
 from ..autotune.tuner import Summary, geometric_gain, jobs_of, tune_jobs
 from ..autotune.tuning import exchange, share
@@ -71,12 +74,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Write shortlists of what is worth measuring into the cache; for a GPU, what its compiler accepts."""
+    for one in arch or []:
+        if one not in TARGETS:
+            raise typer.BadParameter(f"--arch: {one!r} is unknown, it must be one of {', '.join(TARGETS)}")
     calls = Sources(model, shapes, standard, recorded, not inference).gathered()
     plans: list[Plan] = []
     sentences: list[str] = []
     for one in arch or [""]:
-        if one and one not in TARGETS:
-            raise typer.BadParameter(f"--arch: {one!r} is unknown, it must be one of {', '.join(TARGETS)}")
         if one:
             found, refused = gpu_jobs(calls.counts, one, backend or GPU_BACKENDS)
             sentences += refused
@@ -141,7 +145,7 @@ def record_(
     ] = None,
 ) -> None:
     """Run a script and take down every call of a kernel that it makes: what to tune for."""
-    before = sys.argv
+    before, code = sys.argv, 0
     with record() as recording:
         try:
             if command[0] == "-m":
@@ -153,16 +157,23 @@ def record_(
                 sys.path.insert(0, str(Path(command[0]).resolve().parent))
                 runpy.run_path(command[0], run_name="__main__")
         except SystemExit as exit_:
-            if exit_.code not in (None, 0):
-                print(f"warning: the script ended with {exit_.code}", file=sys.stderr)
-        finally:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        finally:  # also what a script made that failed or was interrupted
             sys.argv = before
             sys.path.pop(0)
+            _keep(recording, output)
+    if code:
+        print(f"warning: the script ended with {code}", file=sys.stderr)
+        raise typer.Exit(code)
+
+
+def _keep(recording: Recording, output: Path | None) -> None:
     if output is not None:
         recording.save(output)
     else:
+        at = datetime.now(UTC).isoformat()  # two recordings of the same calls are two
         for row in recording.rows():
-            tables().cache.append(row)
+            tables().cache.append({**row, "written": at})
     where = output or tables().cache.directory
     print(f"{len(recording)} different calls of {sum(recording.counts.values())}, written to {where}")
 
@@ -185,6 +196,10 @@ def tune(
         list[str] | None, typer.Option(metavar="triton|cupy", help="On a GPU, these backends; may be repeated.")
     ] = None,
     jobs: Annotated[int, typer.Option(help="Compilers at the same time, on a GPU.", min=1)] = os.cpu_count() or 1,
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="|".join(TARGETS), help="Measure nothing: plan for this GPU, as the command plan does."),
+    ] = None,
     seconds: Annotated[float, typer.Option(help="That one measurement may take.", min=0.1)] = 60.0,
     isolate: Annotated[
         bool, typer.Option("--isolate/--no-isolate", help="Measure in a process that may crash or hang.")
@@ -199,6 +214,9 @@ def tune(
 ) -> None:
     """Measure the kernels that a model or a list of shapes needs and keep what is best: makes the cache ahead."""
     budget_s = _seconds(budget)
+    if arch:
+        plan(model, shapes, standard, recorded, inference, arch, backend, MOST_MEASUREMENTS, jobs, True, as_json)
+        return
     _join_ranks()
     device = "cuda" if torch.cuda.is_available() and replay is None else "cpu"
     sources = Sources(model, shapes, standard, recorded, not inference, device)
@@ -208,8 +226,10 @@ def tune(
     found = share(jobs_of(calls))
     named: list[int | None] = [int(g) for g in gpus.split(",") if g.strip()]
     cards = named or [None]
-    if len(cards) > 1 and not isolate:
-        raise typer.BadParameter("--gpus with several cards needs a process for each: leave --no-isolate out")
+    if gpus and not isolate:
+        raise typer.BadParameter("--gpus needs a process for each card: leave --no-isolate out")
+    if len({torch.cuda.get_device_name(card) for card in named if device == "cuda"}) > 1:
+        raise typer.BadParameter(f"--gpus {gpus}: the cards are not alike, tune for each by itself")
     runners: list[Runner] = []
     for card in cards:
         if replay is not None:
@@ -267,7 +287,8 @@ def _plan_first(found: Sequence[Job], jobs: int) -> None:
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
     if arch in TARGETS:
-        plans = [plan_job(job, 16) for job in found]
+        new = [job for job in found if look_up(job.tunable, job.problem).rung in ("nearest", "default")]
+        plans = [plan_job(job, MOST_MEASUREMENTS) for job in new]
         _compiled(plans, arch, jobs)
         for one in plans:
             for row in one.rows():
@@ -337,9 +358,9 @@ def _as_json(s: Summary) -> Row:
         **s.job.filed.as_json(),
         "how": s.how,
         "config": dict(s.config),
-        "default": dict(s.job.default),
-        "default_us": None if math.isnan(s.default_s) else s.default_s * 1e6,
-        "time_us": None if math.isnan(s.time_s) else s.time_s * 1e6,
+        "default": dict(s.job.kernels_default),
+        "default_us": s.default_s * 1e6 if math.isfinite(s.default_s) else None,
+        "time_us": s.time_s * 1e6 if math.isfinite(s.time_s) else None,
         "gain": s.gain,
         "calls": s.job.weight,
         "tried": s.tried,

@@ -59,9 +59,11 @@ def tune_first(
 
 
 def _print(console: Console, summaries: Sequence[Summary], seconds: float, cache: Path) -> None:
-    changed = [s for s in summaries if dict(s.config) != dict(s.job.default)]
+    changed = [s for s in summaries if dict(s.config) != dict(s.job.kernels_default)]
     for s in changed:
-        config = ", ".join(f"{name} {value}" for name, value in s.config.items() if value != s.job.default[name])
+        config = ", ".join(
+            f"{name} {value}" for name, value in s.config.items() if value != s.job.kernels_default[name]
+        )
         console.print(f"  {s.job.tunable.name:<28}{s.gain:>6.2f}x  {config}")
     hows = ", ".join(f"{n} {how}" for how, n in sorted(Counter(s.how for s in summaries).items()))
     console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -54,3 +55,26 @@ def _torchs(setting: str) -> str:
     if setting == "none":
         setting = torch.backends.fp32_precision  # type: ignore[attr-defined]
     return "tf32" if setting == "tf32" else "ieee"
+
+
+def settings() -> dict[str, Any]:
+    """What decides how this process computes, for another process to do the same."""
+    backends: Any = torch.backends
+    return {
+        "override": _override,
+        "all": backends.fp32_precision,
+        "conv": backends.cudnn.conv.fp32_precision,
+        "matmul": backends.cuda.matmul.fp32_precision,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def use_settings(told: dict[str, Any]) -> None:
+    """Computes as the process does that :func:`settings` was called in."""
+    backends: Any = torch.backends
+    set_float32_precision(told["override"])
+    backends.fp32_precision = told["all"]
+    backends.cudnn.conv.fp32_precision = told["conv"]
+    backends.cuda.matmul.fp32_precision = told["matmul"]
+    if torch.get_num_threads() != told["threads"]:
+        torch.set_num_threads(told["threads"])

@@ -133,6 +133,11 @@ class Operation:
             module = self._chosen[key] = self._load(*key)
         return module
 
+    @property
+    def backends(self) -> tuple[str, ...]:
+        """Names of those that have it."""
+        return tuple(self._implementations)
+
     def named(self, name: str) -> ModuleType:
         """The module of one backend, whatever was asked for."""
         return import_module(self._implementations[name], self._package)

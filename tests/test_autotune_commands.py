@@ -133,6 +133,7 @@ def test_a_model_is_recorded_forward_and_backward() -> None:
         (("tune", "--recorded"), 1, "no call of a kernel"),
         (("tune", "--standard", "--gpus", "0,1", "--no-isolate"), 2, "a process for each"),
         (("plan", "--standard", "--arch", "sm_12"), 2, "sm_90"),
+        (("tune", "--standard", "--arch", "sm_12"), 2, "sm_90"),
         (("explain", "Softmax(1)", "--input", "a,b"), 2, "whole numbers"),
         (("explain", "Softmax(", "--input", "2,3"), 1, "must look like"),
         (("explain", "Softmax(open('x'))", "--input", "2,3"), 1, "must look like"),

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tilesmith.autotune import lookup
 from tilesmith.autotune.lookup import MOST_DOUBLINGS, Tables, as_in_space
 from tilesmith.autotune.resolve import look_up, watched
 from tilesmith.autotune.resolve import mode as looking_up
-from tilesmith.autotune.rows import distance, filed, is_stale, text_of
+from tilesmith.autotune.rows import distance, filed, is_stale, source_of, text_of, without_comments
 from tilesmith.autotune.store import Store
 
 from .tuning import PRETENDED, Size, choice, in_memory, using
@@ -104,11 +105,63 @@ def test_stale_rows_answer_as_neighbours_do() -> None:
     assert answered(old, choice(Size(700), OTHER)) == ("nearest", GOOD)
 
 
+def test_a_newer_row_of_other_sources_hides_no_fresh_one() -> None:
+    """Two versions share a cache: each finds its own rows."""
+    fresh, newer = choice(HERE, GOOD), choice(HERE, OTHER, generation=5, source="0" * 12)
+    assert answered(fresh, newer) == ("cache", GOOD)
+    assert answered(newer, fresh) == ("cache", GOOD)
+    assert answered(fresh, choice(HERE, OTHER, generation=2)) == ("cache", OTHER)
+    gone = choice(HERE, {"BLOCK": 48, "WARPS": 4}, generation=5, versions={})
+    assert answered(fresh, gone) == ("cache", GOOD)
+
+
+@pytest.mark.parametrize("versions", [None, [], "3.9"])
+def test_a_row_without_versions_is_stale(versions: Any) -> None:
+    assert answered(choice(HERE, GOOD, versions=versions)) == ("nearest", GOOD)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "one", "other", "same"),
+    [
+        (".py", "k = n // 32 * m", "k = n // 64 + 7", False),
+        (".py", "# why\nk = 1\n\n", "k = 1", True),
+        (".py", "    # why\nk = 1", "k = 2", False),
+        (".cu", "int k = n; // why", "int k = n; // why not", True),
+        (".cu", "#include <a>", "#include <b>", False),
+        (".cu", "int k = n;", "int k = m;", False),
+    ],
+)
+def test_what_counts_of_a_source(suffix: str, one: str, other: str, same: bool) -> None:
+    assert (without_comments(one, suffix) == without_comments(other, suffix)) == same
+
+
+def test_the_source_of_a_kernel_is_all_that_it_is_made_of() -> None:
+    """Its own op's files for the backend, and what backends share."""
+    from tilesmith.autotune.rows import _SHARED
+
+    root = Path(__file__).parent.parent / "kernels"
+    assert all((root / name).is_file() for names in _SHARED.values() for name in names)
+    named = {t.name: source_of(t) for t in every_tunable()}
+    assert named["triton.conv2d.forward"] == named["triton.conv2d.weight_grad"]
+    assert named["triton.conv2d.forward"] != named["numpy.conv2d.forward"] != named["cupy.conv2d.fprop"]
+
+
 def test_another_compiler_makes_rows_stale_only_of_its_own_kernels() -> None:
     of_numpy = autotune.Tunable("numpy.test", PRETENDED.space, PRETENDED.default, key=PRETENDED.key)
     row = choice(HERE, GOOD)
     assert not is_stale(row | {"versions": {**row["versions"], "triton": "0.1"}}, of_numpy)
     assert is_stale(row | {"versions": {**row["versions"], "numpy": "0.1"}}, of_numpy)
+
+
+def test_blocks_that_end_in_another_order_leave_nothing_behind() -> None:
+    first, second = autotune.pin(PRETENDED.name, GOOD), autotune.pin(PRETENDED.name, OTHER)
+    first.__enter__()
+    second.__enter__()
+    assert autotune.resolve(PRETENDED, HERE) == OTHER
+    first.__exit__(None, None, None)
+    assert autotune.resolve(PRETENDED, HERE) == OTHER
+    second.__exit__(None, None, None)
+    assert autotune.resolve(PRETENDED, HERE) == DEFAULT
 
 
 def test_modes() -> None:
@@ -235,7 +288,7 @@ def test_digests_are_equal_where_answers_are() -> None:
 def test_importing_touches_no_device_and_no_file(tmp_path: Path) -> None:
     code = (
         "import sys, torch; from pathlib import Path; from tilesmith import autotune; "
-        "print(torch.cuda.is_initialized(), 'filelock' in sys.modules and 'torch' not in sys.modules, "
+        "print(torch.cuda.is_initialized(), 'tilesmith.autotune.store' in sys.modules, "
         f"Path({str(tmp_path / 'cache')!r}).exists(), 'tilesmith.autotune.tuning' in sys.modules)"
     )
     import os
@@ -243,3 +296,29 @@ def test_importing_touches_no_device_and_no_file(tmp_path: Path) -> None:
     environment = {**os.environ, "TILESMITH_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "False", "False"]
+
+
+def every_tunable() -> list[autotune.Tunable]:
+    """Of every backend of every op."""
+    found: list[autotune.Tunable] = []
+    for name in ("activation", "conv2d", "conv_pool2d", "linear", "pool2d", "rnn", "softmax", "word2vec"):
+        for backend in ("_numpy", "_triton", "_cupy", "_numpy_pairs"):
+            try:
+                module = import_module(f"tilesmith.kernels.{name}.{backend}")
+            except ModuleNotFoundError:
+                continue
+            found += getattr(module, "TUNABLES", ())
+    return found
+
+
+def test_every_kernel_with_a_choice_is_for_the_tuner() -> None:
+    """It has a name of its own, a key, a cost, a reason for each parameter's values, and sources that rows can name."""
+    tunables = every_tunable()
+    assert len(tunables) > 50
+    assert len({t.name for t in tunables}) == len({id(t) for t in tunables})
+    for tunable in tunables:
+        assert tunable.key is not None, tunable.name
+        assert tunable.cost is not None, tunable.name
+        assert tunable.space.keys() <= tunable.reasons.keys(), tunable.name
+        assert len(source_of(tunable)) == 12, tunable.name
+        assert tunable.name.startswith(("numpy.", "triton.", "cupy.")), tunable.name

@@ -185,11 +185,98 @@ def test_foreign_damaged_and_future_lines_are_said_once_and_kept(tmp_path: Path)
         (choice(Size(64), CONFIG), None),
         (choice(Size(64), CONFIG, time_us="fast"), "damaged"),
         ({**choice(Size(64), CONFIG), "config": [1]}, "damaged"),
-        ({"v": 1, "kind": "call"}, None),
+        ({"v": 1, "kind": "call"}, "damaged"),
+        ({"v": 1, "kind": "call", "call": {}, "count": 3}, None),
+        (choice(Size(64), CONFIG, tied=None), "damaged"),
+        ({**choice(Size(64), CONFIG), "generation": "2"}, "damaged"),
+        (choice(Size(64), CONFIG, default_us=10**400), "damaged"),
+        (time(Size(64), CONFIG, 1.0, rung=None), "damaged"),
+        (time(Size(64), CONFIG, 1.0, reason=7), "damaged"),
+        (time(Size(64), CONFIG, 1.0, samples="x"), "damaged"),
+        (time(Size(64), CONFIG, 1.0, kind="plan", rank=None), "damaged"),
+        (time(Size(64), CONFIG, 1.0, kind="plan", rank=3), None),
     ],
 )
 def test_what_is_wrong_with_a_row(row: Any, fault: str | None) -> None:
     assert fault_of(row) == fault
+
+
+def test_lines_that_no_reader_expects_are_ignored(tmp_path: Path) -> None:
+    good = time(Size(64), CONFIG, 1.0)
+    (tmp_path / "deep.jsonl").write_text("[" * 200_000 + "\n" + text_of(good) + "\n")
+    with pytest.warns(UserWarning, match="not rows"):
+        assert Store(tmp_path).rows() == [good]
+
+
+def test_a_reader_finds_rows_that_are_compacted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its list of the files and its reading of them another process makes one of them."""
+    for i in range(2):
+        store = Store(tmp_path)
+        store.append(time(Size(64), CONFIG, 1.0 + i))
+        store.close()
+    reader, listed = Store(tmp_path), Store._paths
+    compactions = iter([True])
+
+    def late(self: Store) -> list[Path]:
+        paths = listed(self)
+        if self is reader and next(compactions, False):
+            assert Store(tmp_path).compact() == (2, 2)
+        return paths
+
+    monkeypatch.setattr(Store, "_paths", late)
+    assert [row["time_us"] for row in reader.rows()] == [1.0, 2.0]
+
+
+def test_a_writer_whose_file_was_deleted_begins_another(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append(time(Size(64), CONFIG, 1.0))
+    for path in tmp_path.glob("*.jsonl"):
+        path.unlink()
+    store.append(time(Size(64), CONFIG, 2.0))
+    assert [row["time_us"] for row in Store(tmp_path).rows()] == [2.0]
+
+
+def test_clearing_deletes_what_is_ours_and_free(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"a": 1}\n')
+    (tmp_path / "uv.lock").write_text("theirs")
+    code = """
+        import sys, time
+        from pathlib import Path
+        from tilesmith.autotune.store import Store
+        from tests.tuning import Size, time as row
+        store = Store(Path(sys.argv[1]))
+        store.append(row(Size(64), {"BLOCK": 32, "WARPS": 4}, 7.0))
+        print("written", flush=True)
+        time.sleep(60)
+        """
+    alive = python(code, str(tmp_path))
+    assert alive.stdout is not None
+    assert alive.stdout.readline() == "written\n"
+    store = Store(tmp_path)
+    store.append(time(Size(64), CONFIG, 1.0))
+    with pytest.warns(UserWarning, match="not rows"):
+        assert store.clear() == 1
+    assert [row["time_us"] for row in store.rows()] == [7.0]
+    assert {p.name for p in tmp_path.iterdir()} >= {"data.jsonl", "uv.lock"}
+    alive.kill()
+    alive.wait()
+
+
+def test_several_rows_are_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finalists, which were timed in turns, are all kept or none."""
+    store = Store(tmp_path)
+    written: list[bytes] = []
+    write = os.write
+    monkeypatch.setattr(store_module.os, "write", lambda file, data: (written.append(data), write(file, data))[1])
+    store.append(*(time(Size(64), CONFIG, 1.0 + i) for i in range(3)))
+    assert [data.count(b"\n") for data in written] == [3]
+
+
+def test_without_a_home_the_cache_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TILESMITH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(store_module.os.path, "expanduser", lambda path: path)
+    assert cache_directory() == Path(store_module.tempfile.gettempdir()) / "tilesmith"
 
 
 def test_a_directory_that_cannot_be_made_is_said_once(tmp_path: Path) -> None:

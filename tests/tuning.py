@@ -119,7 +119,7 @@ def in_directory(path: Path) -> Tables:
     return Tables(Store(path))
 
 
-def planted_call(elements: int = 1000, ways: tuple[str, ...] = RIGHT + WRONG) -> Call:
+def planted_call(elements: int = 1000, ways: tuple[str, ...] = RIGHT + WRONG, dtype: str = "float32") -> Call:
     """The call of an op of which some configurations are wrong."""
-    spec = TensorSpec((elements,), (1,), "float32")
+    spec = TensorSpec((elements,), (1,), dtype)
     return Call("tests.planted._numpy", "forward", Doubling(elements, ways), (spec,), (spec,))

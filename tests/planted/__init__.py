@@ -9,6 +9,8 @@ from typing import Any
 class Operation:
     """As much of an operation as the tuner asks for."""
 
+    backends = ("numpy",)
+
     @staticmethod
     def named(_: str) -> ModuleType:
         from . import _numpy

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from tilesmith import autotune
 
-WRONG = ("half", "beyond", "input", "dice", "hang", "crash", "raise", "uncompilable")
+WRONG = (
+    "half", "off", "before", "beyond", "outside", "input", "dice", "hang", "crash", "raise", "uncompilable",
+)  # fmt: skip
 RIGHT = ("plain", "quick", "slow")
 PAUSES = {"plain": 2e-3, "quick": 5e-4, "slow": 6e-3}
 
@@ -50,12 +52,18 @@ TUNABLE = autotune.Tunable(
 def forward(problem: Doubling, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> None:
     way = autotune.resolve(TUNABLE, problem)["WAY"]
     time.sleep(PAUSES.get(way, 1e-4))
+    if way == "half":  # the rest stays as it was
+        np.multiply(x[len(x) // 2 :], 2, out=y[len(y) // 2 :])
+        return
     np.multiply(x, 2, out=y)
-    if way == "half":
-        y[: len(y) // 2] = np.nan
-        np.multiply(x[len(y) // 2 :], 2, out=y[len(y) // 2 :])
+    if way == "off":
+        y[7] += 0.01
+    elif way == "before":
+        as_strided(y[:1], (2,), (-y.itemsize,))[1] = 1
     elif way == "beyond":
         as_strided(y, (len(y) + 1,), y.strides)[-1] = 1
+    elif way == "outside":  # reads there
+        y[-1] = 2 * as_strided(x, (len(x) + 1,), x.strides)[-1]
     elif way == "input":
         x[0] = 0
     elif way == "dice":
