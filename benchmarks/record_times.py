@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from tilesmith import autotune, nn
 from tilesmith.autotune.bench import Bench
-from tilesmith.autotune.rows import Row, provenance, text_of
+from tilesmith.autotune.rows import VERSION, Row, text_of
 from tilesmith.autotune.tuner import jobs_of
 
-SAMPLES = 15
+SAMPLES = 9
 MOST_SECONDS = 0.05  # of a call: longer ones would take the evening
 
 
@@ -69,9 +69,9 @@ def recorded() -> list[Row]:
 
 def _row(job: Any, config: autotune.Config, time_s: float, protocol: str) -> Row:
     predicted_s = job.tunable.predicted(config, job.problem)
-    row = {"kind": "time", "config": dict(config), "status": "ok", "reason": "", "rung": "first", "generation": 1}
-    row |= {"time_us": _us(time_s), "predicted_us": _us(predicted_s or math.nan), "protocol": protocol}
-    return {**provenance(job.tunable, job.filed), **row, "samples": SAMPLES}
+    row: Row = {"v": VERSION, "kind": "time", "key": job.filed.as_json(), "config": dict(config), "status": "ok"}
+    row |= {"rung": "first", "protocol": protocol, "samples": SAMPLES}
+    return row | {"time_us": _us(time_s), "predicted_us": _us(predicted_s or math.nan)}
 
 
 def _us(time_s: float) -> float:

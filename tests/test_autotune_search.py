@@ -103,7 +103,7 @@ def test_near_the_best_with_few_measurements_and_steadily(which: str) -> None:
         steadiness.append(picks.most_common(1)[0][1] / 20)
         defaults.append(min(landscape.times.values()) / landscape.times[text_of(landscape.default)])
     assert mean(shares) >= 0.97
-    assert sorted(shares)[len(shares) // 20] >= 0.93
+    assert sorted(shares)[len(shares) // 10] >= 0.97
     assert mean(steadiness) >= 0.95
     assert mean(shares) > mean(defaults), "the search must be worth more than the model alone"
 

@@ -219,15 +219,24 @@ def test_killed_at_twenty_random_moments(tmp_path: Path) -> None:
     expected = Store(undisturbed).rows()
     disturbed = tmp_path / "disturbed"
     dice = random.Random(3)
+
+    def written() -> int:
+        return sum(path.read_bytes().count(b"\n") for path in disturbed.glob("*.jsonl"))
+
     killed = 0
     for _ in range(20):
+        enough = written() + dice.randint(0, 8)
         child = os.fork()
         if child == 0:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 replayed(disturbed, pause_s=0.01)
             os._exit(0)
-        time.sleep(dice.uniform(0.0, 0.2))
+        while written() < enough:
+            if os.waitpid(child, os.WNOHANG) != (0, 0):
+                pytest.fail("it ended by itself: the tune is too short")
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0.0, 0.012))  # a measurement takes 10 ms
         os.kill(child, signal.SIGKILL)
         killed += os.waitpid(child, 0)[1] == signal.SIGKILL
     assert killed >= 15, "the tune was too short to be killed"
