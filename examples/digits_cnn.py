@@ -212,7 +212,7 @@ def run(
     _print_setup(console, setup, steps)
     if tune:
         few, many = (data.train.images[:n].to(options.dtype) for n in (options.batch_size, EVALUATION_BATCH))
-        setup["tuning"] = tune_first(console, ours, few, many, out / "cache")
+        setup["tuning"] = tune_first(console, copy.deepcopy(ours).to(options.dtype), few, many, out / "cache")
     console.print("[bold]epoch  network    train loss  train acc.  valid. loss  valid. acc.[/]")
 
     columns = (

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tilesmith import nn as tsnn
+from tilesmith.autotune import lookup
 from torch import nn
 from typer.testing import CliRunner
 
@@ -26,6 +27,8 @@ from examples.data import Dataset, Split, load_digits, load_mnist, stratified_sp
 from examples.digits_cnn import YARDSTICK, app, build_network, build_twins
 from examples.lines import compose
 from examples.training import Evaluation, Options, evaluate, largest_relative_difference, train
+
+from .tuning import in_memory
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 # One window of a max pooling whose two largest values differ by less than a rounding sends its gradient elsewhere, and
@@ -47,6 +50,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def tables() -> Iterator[None]:
+    """A demo has look-ups read a cache of its own: not those of the tests behind it."""
+    before = lookup.use(in_memory())
+    yield
+    lookup.use(before)
 
 
 @pytest.fixture(scope="module")
@@ -347,11 +358,15 @@ class TestMnist:
 
 class TestCommandLine:
     def test_fused_layers_train_as_the_others(self, tmp_path: Path) -> None:
-        result = CliRunner().invoke(app, ["--fuse", "--limit", "80", "--epochs", "1", "--out", str(tmp_path)])
+        result = CliRunner().invoke(
+            app, ["--fuse", "--no-tune", "--limit", "80", "--epochs", "1", "--out", str(tmp_path)]
+        )
         assert result.exit_code == 0, result.output
         assert "conv1: Conv2d + MaxPool2d -> tilesmith.nn.ConvPool2d" in result.output
         metrics = json.loads((tmp_path / "metrics.json").read_text())
         assert metrics["options"]["fuse"] is True
+        assert "tuning" not in metrics
+        assert "Tuning" not in result.output
         assert metrics["first_epoch_loss_difference_from_torch"]["tilesmith"] < 1e-4
 
     def test_end_to_end(self, tmp_path: Path) -> None:
@@ -363,6 +378,8 @@ class TestCommandLine:
         assert "\x1b" not in result.output  # nothing for terminals in a pipe
         for wanted in (
             "72 training, 8 validation, 359 test",
+            "Tuning: ",
+            "all keys together gain",
             "2/2",
             "test accuracy",
             "median training step",
