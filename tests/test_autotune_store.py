@@ -267,7 +267,12 @@ def test_several_rows_are_written_together(tmp_path: Path, monkeypatch: pytest.M
     store = Store(tmp_path)
     written: list[bytes] = []
     write = os.write
-    monkeypatch.setattr(store_module.os, "write", lambda file, data: (written.append(data), write(file, data))[1])
+
+    def note(file: int, data: bytes) -> int:
+        written.append(data)
+        return write(file, data)
+
+    monkeypatch.setattr(store_module.os, "write", note)
     store.append(*(time(Size(64), CONFIG, 1.0 + i) for i in range(3)))
     assert [data.count(b"\n") for data in written] == [3]
 
