@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from statistics import median
 from typing import Any
@@ -87,26 +88,20 @@ def made_inputs(call: Call, seed: int = 0) -> list[Guarded | None]:
     for one in made:
         if one is not None and one.tensor.dtype.is_floating_point and one.tensor.numel():
             values = torch.randn(one.tensor.shape, generator=generator, dtype=torch.float32)
-            _writable(one.tensor).copy_(_repeated(values, one.tensor).to(one.tensor.dtype))
+            _once(one.tensor, one.tensor).copy_(_once(values, one.tensor).to(one.tensor.dtype))
     fill = getattr(import_module(call.module.rpartition(".")[0]), "fill_inputs", None)
     if fill is not None:
         fill(call.function, call.problem, [None if one is None else one.tensor for one in made])
     return made
 
 
-def _writable(tensor: torch.Tensor) -> torch.Tensor:
-    """Without the repetitions of an expanded tensor."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+def _once(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The part of a tensor whose elements in ``like``, of the same shape, lie in places of their own: an expanded one
+    repeats some."""
+    for dim, (size, stride) in enumerate(zip(like.shape, like.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
     return tensor
-
-
-def _repeated(values: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            values = values.narrow(dim, 0, 1)
-    return values
 
 
 class Bench:
@@ -115,13 +110,20 @@ class Bench:
     def __init__(self, call: Call) -> None:
         self.call = call
         self._inputs = made_inputs(call)
-        self._before = [None if one is None else one.buffer.clone() for one in self._inputs]
         self._outputs = [None if t is None else Guarded.empty(t, call.device, nan=False) for t in call.outputs]
         self._reference: Tensors | None = None
         self._error_of_default: list[float] = []
-        # NumPy computes half types in float32, in arrays that ``run`` makes: it is verified on guarded ones
-        wide = replace(call, inputs=_in_float32(call.inputs), outputs=_in_float32(call.outputs))
-        self._in_float32 = Bench(wide) if call.module.endswith("_numpy") and wide != call else None
+
+    @cached_property
+    def _before(self) -> list[torch.Tensor | None]:
+        """What the inputs' buffers hold; taken before the first run that may write there."""
+        return [None if one is None else one.buffer.clone() for one in self._inputs]
+
+    @cached_property
+    def _verifier(self) -> Bench:
+        """Who verifies: NumPy computes half types in float32, in arrays that ``run`` makes, so guarded ones do that."""
+        wide = replace(self.call, inputs=_in_float32(self.call.inputs), outputs=_in_float32(self.call.outputs))
+        return Bench(wide) if self.call.module.endswith("_numpy") and wide != self.call else self
 
     def asks(self) -> dict[str, tuple[Tunable, Any]]:
         """The tunables that the call asks for and the problem of each, by name; found by making it."""
@@ -138,8 +140,8 @@ class Bench:
         Args:
             default: whose own error is a measure for others; ``None`` where it does not run.
         """
-        if self._in_float32 is not None:
-            return self._in_float32.verdict(name, config, default)
+        if self._verifier is not self:
+            return self._verifier.verdict(name, config, default)
         try:
             with pinned_here(name, config):
                 first, fault = self._results()
@@ -370,7 +372,7 @@ def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def _wide(tensor: torch.Tensor) -> torch.Tensor:
     """A float64 copy on the CPU, laid out alike."""
     wide = torch.empty_strided(tensor.shape, tensor.stride(), dtype=_wide_dtype(tensor.dtype))
-    _writable(wide).copy_(_writable(tensor).cpu())
+    _once(wide, tensor).copy_(_once(tensor, tensor).cpu())
     return wide
 
 

@@ -131,9 +131,6 @@ class Call:
             raise ValueError(f"not a recorded call ({error!r}): {text_of(row)[:200]}") from None
 
 
-_also_ours: set[str] = set()  # backends that tests plant
-
-
 def _plain(value: Any) -> Any:
     """As JSON has it: a dataclass with its name, a tuple as a list."""
     if is_dataclass(value) and not isinstance(value, type):
@@ -154,7 +151,7 @@ def _backend(name: str) -> ModuleType:
         ValueError: it is not.
     """
     package = name.rpartition(".")[0]
-    known = package.startswith(f"{_PACKAGE}.kernels.") or package in _also_ours
+    known = package.startswith(f"{_PACKAGE}.kernels.")
     operation = getattr(import_module(package), "OPERATION", None) if known else None
     if operation is None or name not in {operation.named(b).__name__ for b in operation.backends}:
         raise ValueError(f"a recorded call names {name!r}, which is no backend of {_PACKAGE}")
@@ -166,7 +163,7 @@ def _value(plain: Any, backend: str) -> Any:
     if isinstance(plain, dict):
         module, _, name = plain["class"].partition(":")
         ours = {f"{_PACKAGE}.kernels.{op}._problem" for op in ("conv2d", backend.split(".")[-2])}
-        kind: Any = getattr(import_module(module), name) if module in ours or module in _also_ours else None
+        kind: Any = getattr(import_module(module), name) if module in ours else None
         if not (isinstance(kind, type) and is_dataclass(kind) and kind.__module__ == module):
             raise ValueError(f"a recorded call holds a {plain['class']!r}, which is no problem of {_PACKAGE}")
         return kind(**{k: _value(v, backend) for k, v in plain["fields"].items()})
@@ -201,6 +198,16 @@ class Recording:
         """Writes them as lines of JSON, which ``tilesmith tune --shapes`` reads."""
         Path(path).write_text("".join(text_of(row) + "\n" for row in self.rows()), encoding="utf-8")
 
+    def add(self, row: Mapping[str, Any]) -> None:
+        """A row of :meth:`rows`, from a file or a cache.
+
+        Raises:
+            ValueError: it holds no recorded call.
+        """
+        if "call" not in row:
+            raise ValueError(f"not a recorded call: {text_of(dict(row))[:200]}")
+        self.counts[Call.from_json(row["call"])] += int(row.get("count", 1))
+
     def rows(self) -> list[Row]:
         return [{"v": VERSION, "kind": "call", "call": c.as_json(), "count": n} for c, n in self.counts.items()]
 
@@ -215,8 +222,7 @@ class Recording:
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             if line.strip():
                 try:
-                    row = json.loads(line)
-                    found.counts[Call.from_json(row["call"])] += int(row.get("count", 1))
+                    found.add(json.loads(line))
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(f"{path}, line {number}: {error}") from None
         return found

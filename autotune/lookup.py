@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
@@ -152,22 +152,20 @@ def _differences(wanted: Filed, other: Filed) -> list[str]:
 
 def latest_choices(rows: Iterable[Row]) -> list[Row]:
     """Of each problem the choice that was made last: the one that knew the most others, whatever clocks say."""
-    latest: dict[Filed, Row] = {}
-    for row in rows:
-        if row["kind"] == "choice":
-            place = filed_of(row)
-            if place not in latest or _order(row) > _order(latest[place]):
-                latest[place] = row
-    return list(latest.values())
+    return _latest(rows, filed_of)
 
 
 def last_choices(rows: Iterable[Row]) -> list[Row]:
     """The same of each problem and each of the sources and versions that wrote one: whoever shares a cache with other
     versions finds its own."""
-    latest: dict[tuple[Filed, str], Row] = {}
+    return _latest(rows, lambda row: (filed_of(row), text_of([row.get("source"), row.get("versions")])))
+
+
+def _latest(rows: Iterable[Row], place_of: Callable[[Row], Hashable]) -> list[Row]:
+    latest: dict[Hashable, Row] = {}
     for row in rows:
         if row["kind"] == "choice":
-            place = filed_of(row), text_of([row.get("source"), row.get("versions")])
+            place = place_of(row)
             if place not in latest or _order(row) > _order(latest[place]):
                 latest[place] = row
     return list(latest.values())

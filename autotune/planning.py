@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from .rows import Row, is_stale, provenance, same
+from .rows import Row, is_stale, provenance, text_of
 from .runner import Job
 from .space import Config
 
@@ -86,16 +86,19 @@ def _kind_of(reason: str) -> str:
 
 def by_plan(job: Job, rows: Sequence[Row], ranked: Sequence[Config]) -> tuple[list[Config], Counter[str]]:
     """The ranking that a plan in the cache gives: its list first, what it refused left out and counted by status."""
-    mine = [row for row in rows if row["kind"] == "plan" and not is_stale(row, job.tunable)]
+    planned: dict[str, Row] = {}
+    for row in rows:
+        if row["kind"] == "plan" and not is_stale(row, job.tunable):
+            planned.setdefault(text_of(row["config"]), row)
     refused: Counter[str] = Counter()
     listed: list[tuple[int, Config]] = []
     rest = []
     for config in ranked:
-        row = next((row for row in mine if same(row["config"], config)), None)
-        if row is None:
+        plan = planned.get(text_of(dict(config)))
+        if plan is None:
             rest.append(config)
-        elif row.get("status", "ok") == "ok":
-            listed.append((row.get("rank", 0), config))
+        elif plan["status"] == "ok":
+            listed.append((plan.get("rank", 0), config))
         else:
-            refused[f"planned: {row['status']}"] += 1
+            refused[f"planned: {plan['status']}"] += 1
     return [config for _, config in sorted(listed, key=lambda one: one[0])] + rest, refused

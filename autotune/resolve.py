@@ -43,6 +43,11 @@ class Answer:
     rung: str
     found: Found | None = None
 
+    @property
+    def is_guess(self) -> bool:
+        """Whether nobody asked for it and nothing was measured for this problem."""
+        return self.rung in ("nearest", "default")
+
 
 _remembered: dict[tuple[str, Any], Answer] = {}
 _times_forgotten = 0
@@ -95,25 +100,35 @@ def _change(change: Callable[[_State], _State]) -> None:
 
 
 @contextmanager
-def pin(name: str, config: Config) -> Iterator[None]:
-    """Runs the kernel of that name with this configuration inside the ``with`` block, in the whole process."""
-    entry = (object(), name, dict(config))
-    _change(lambda now: replace(now, pins=(*now.pins, entry)))
+def _entered(entries: str, entry: tuple[object, ...]) -> Iterator[None]:
+    """Has one more of the state's ``modes`` or ``pins`` inside the block."""
+
+    def changed(entries_of: Callable[[tuple[Any, ...]], tuple[Any, ...]]) -> None:
+        def change(now: _State) -> _State:
+            after: Any = {entries: entries_of(getattr(now, entries))}
+            return replace(now, **after)
+
+        _change(change)
+
+    changed(lambda before: (*before, entry))
     try:
         yield
     finally:
-        _change(lambda now: replace(now, pins=tuple(e for e in now.pins if e is not entry)))
+        changed(lambda before: tuple(e for e in before if e is not entry))
+
+
+@contextmanager
+def pin(name: str, config: Config) -> Iterator[None]:
+    """Runs the kernel of that name with this configuration inside the ``with`` block, in the whole process."""
+    with _entered("pins", (object(), name, dict(config))):
+        yield
 
 
 @contextmanager
 def mode(name: str) -> Iterator[None]:
     """What look-ups do in a mode, and no more; :func:`tilesmith.autotune.mode` also measures in those that tune."""
-    entry = (object(), _checked(name))
-    _change(lambda now: replace(now, modes=(*now.modes, entry)))
-    try:
+    with _entered("modes", (object(), _checked(name))):
         yield
-    finally:
-        _change(lambda now: replace(now, modes=tuple(e for e in now.modes if e is not entry)))
 
 
 @contextmanager
@@ -168,7 +183,7 @@ def resolve(tunable: Tunable, problem: Any) -> Config:
         config = tunable.default(problem)
     else:
         answer = _remembered.get((tunable.name, problem)) or _remember(tunable, problem)
-        if mode == "require" and answer.rung in ("nearest", "default"):
+        if mode == "require" and answer.is_guess:
             from .lookup import tables
 
             raise NotTuned(tables().why_missing(tunable, problem))

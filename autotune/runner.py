@@ -170,11 +170,10 @@ class Isolated:
     Args:
         device: index of the GPU that the worker gets, if any.
         seconds: that one request may take; a job's first also makes its inputs and its reference.
-        modules: that the worker imports first.
     """
 
-    def __init__(self, device: int | None = None, seconds: float = _SECONDS, modules: Iterable[str] = ()) -> None:
-        self._device, self._seconds, self._modules = device, seconds, tuple(modules)
+    def __init__(self, device: int | None = None, seconds: float = _SECONDS) -> None:
+        self._device, self._seconds = device, seconds
         self._process: Any = None
         self._pipe: Connection | None = None
 
@@ -211,7 +210,7 @@ class Isolated:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
             device = _current_device() if self._device is None else self._device
-            self._process = context.Process(target=_serve, args=(theirs, device, self._modules), daemon=True)
+            self._process = context.Process(target=_serve, args=(theirs, device), daemon=True)
             with _without_main():
                 self._process.start()
             theirs.close()
@@ -263,18 +262,14 @@ def _without_main() -> Any:
             setattr(main, name, value)
 
 
-def _serve(pipe: Connection, device: int | None, modules: Sequence[str]) -> None:
+def _serve(pipe: Connection, device: int | None) -> None:
     """What a worker does until its parent goes."""
-    from importlib import import_module
-
     import torch
 
     from ..kernels._precision import use_settings
     from .resolve import mode
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
-    for module in modules:
-        import_module(module)
     if device is not None:
         torch.cuda.set_device(device)
     here = InProcess()

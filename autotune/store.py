@@ -184,6 +184,14 @@ class Store:
                     stacklevel=3,
                 )
 
+    def add(self, rows: Iterable[Row]) -> int:
+        """Appends those that it does not have yet; how many these were."""
+        known = {identity(row) for row in self.rows()}
+        new = {name: row for row in rows if (name := identity(row)) not in known}
+        for row in new.values():
+            self.append(row)
+        return len(new)
+
     def close(self) -> None:
         """Ends this writer's journal, so that ``compact`` may take it."""
         with self._lock:

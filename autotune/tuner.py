@@ -70,7 +70,7 @@ def jobs_of(calls: Iterable[Call] | Recording) -> list[Job]:
             warnings.warn(f"{call.words()} is left out, it cannot be made here: {error}", stacklevel=2)
             continue
         start = time.perf_counter()
-        if len(asked):
+        if asked:
             bench.asks()
         call_s = time.perf_counter() - start
         for tunable, problem in asked.values():
@@ -148,12 +148,13 @@ def tune_jobs(
 
 def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool, resume: bool) -> Summary:
     mine = [row for row in tuple(rows) if row["kind"] != "call" and filed_of(row) == job.filed]
-    for choice in sorted(last_choices(mine), key=lambda row: -row.get("generation", 0)):
+    own = sorted(last_choices(mine), key=lambda row: -row.get("generation", 0))
+    for choice in own:
         config = as_in_space(job.tunable, choice["config"])
         fresh = config is not None and not is_stale(choice, job.tunable)
         if config is not None and fresh and not force and job.tunable.refusal(config, job.problem) is None:
             return _known(job, choice, config)
-    generation = 1 + max((row.get("generation", 0) for row in mine if row["kind"] == "choice"), default=0)
+    generation = 1 + (own[0].get("generation", 0) if own else 0)
     earlier = {
         (row["rung"], text_of(row["config"])): row
         for row in mine
@@ -164,6 +165,10 @@ def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool
     space = list(job.tunable.configs(job.problem)) if measurable is None else measurable
     summary.pruned = pruned(job)
     predicted = {text_of(c): _predicted(job, c) for c in space}
+
+    def keep(*made: Row) -> None:
+        tables.cache.append(*made)
+        rows.extend(made)
 
     def standard() -> Config | None:
         """What others are compared with: the default, until it turns out not to run; then the first that does."""
@@ -182,8 +187,7 @@ def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool
             for config, result in zip(missing, results, strict=True)
         ]
         if made:
-            tables.cache.append(*made)
-            rows.extend(made)
+            keep(*made)
             earlier.update({(rung, text_of(row["config"])): row for row in made})
         found = [earlier[rung, text_of(dict(c))] for c in configs]
         for config, row in zip(configs, found, strict=True):
@@ -193,21 +197,20 @@ def _tune(job: Job, runner: Runner, tables: Tables, rows: list[Row], force: bool
 
     ranked, refused = by_plan(job, mine, sorted(space, key=lambda c: predicted[text_of(c)]))
     summary.pruned += refused
-    space = [c for c in space if c in ranked]
+    kept = {text_of(c) for c in ranked}
+    space = [c for c in space if text_of(c) in kept]
     if not space:
         summary.how = "failed"
         return summary
     default = job.kernels_default if any(same(job.kernels_default, c) for c in space) else ranked[0]
-    outcome = search(space, default, ranked, measure, seeds=_seeds(job, mine, tables, space))
+    outcome = search(space, default, ranked, measure, seeds=_seeds(job, own, tables, space))
     summary.failed = Counter(status for status in outcome.statuses.values() if status != "ok")
     if not math.isfinite(outcome.time_s):
         summary.how = "failed"
         return summary
     summary.config, summary.gain, summary.tied = outcome.config, outcome.gain, len(outcome.tied)
     summary.default_s, summary.time_s = outcome.default_s, outcome.time_s
-    row = _choice_row(job, outcome, summary, generation, predicted)
-    tables.cache.append(row)
-    rows.append(row)
+    keep(_choice_row(job, outcome, summary, generation, predicted))
     return summary
 
 
@@ -217,13 +220,12 @@ def _known(job: Job, choice: Row, config: Config) -> Summary:
     return Summary(job, "known", config, default_s / time_s, default_s, time_s, tied=len(choice.get("tied", [])))
 
 
-def _seeds(job: Job, mine: Sequence[Row], tables: Tables, space: Sequence[Config]) -> list[Config]:
+def _seeds(job: Job, own: Sequence[Row], tables: Tables, space: Sequence[Config]) -> list[Config]:
     """What was best for this key before, and for its nearest neighbours in tables that ship. Not those in the cache:
     what a tune finds must not depend on what else it has found by then, or one that was killed would end otherwise."""
     shipped = [row for store in tables.shipped for row in latest_choices(store.rows())]
     family = [row for row in shipped if filed_of(row).family == job.filed.family]
     family.sort(key=lambda row: (distance(filed_of(row), job.filed), text_of(row["config"])))
-    own = sorted(last_choices(mine), key=lambda row: -row.get("generation", 0))
     texts = {text_of(c): c for c in space}
     return [texts[text] for row in (*own[:1], *family[:_SEEDS]) if (text := text_of(row["config"])) in texts]
 

@@ -12,12 +12,11 @@ import torch
 
 from . import calls as _calls
 from . import lookup
-from .bench import Bench
 from .calls import Call, Recording, record
 from .lookup import Tables
-from .resolve import Answer, current_mode, forget, look_up
+from .resolve import current_mode, forget, look_up
 from .resolve import mode as looking_up
-from .rows import Row, filed, identity, text_of
+from .rows import Row, text_of
 from .runner import InProcess, Job, Runner
 from .tuner import Progress, Summary, jobs_of, tune_jobs
 
@@ -96,8 +95,7 @@ def tune_calls(
     progress: Progress | None = None,
 ) -> list[Summary]:
     """As :func:`tune`, for calls that were recorded."""
-    jobs = jobs_of(calls)
-    mine = share(jobs)
+    mine = share(jobs_of(calls))
     summaries = tune_jobs(mine, runner, tables, budget_s=budget_s, force=force, progress=progress)
     if ranks() > 1:
         exchange(tables)
@@ -151,7 +149,7 @@ class _Tuning:
         self._seen.add(call)
         force = self._mode == "force"
         try:
-            jobs = [job for job in jobs_of([call]) if force or _missing(job)]
+            jobs = [job for job in jobs_of([call]) if force or look_up(job.tunable, job.problem).is_guess]
             if jobs:
                 tune_jobs(jobs, InProcess(), force=force)
         except Exception as error:  # the call itself needs no tuning
@@ -162,10 +160,6 @@ class _Tuning:
 
 def _capturing(call: Call) -> bool:
     return call.device == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def _missing(job: Job) -> bool:
-    return look_up(job.tunable, job.problem).rung in ("nearest", "default")
 
 
 # ---- ranks
@@ -195,12 +189,8 @@ def exchange(tables: Tables | None = None) -> None:
     mine = tables.cache.rows()
     gathered: list[list[Row]] = [[] for _ in range(ranks())]
     torch.distributed.all_gather_object(gathered, mine)
-    tables.cache.refresh()
-    known = {identity(row) for row in tables.cache.rows()}
-    for row in (row for rows in gathered for row in rows):
-        if identity(row) not in known:
-            known.add(identity(row))
-            tables.cache.append(row)
+    for rows in gathered:
+        tables.cache.add(rows)
     tables.reload()
     forget()
 
@@ -230,12 +220,3 @@ def check_ranks() -> None:
             f"rank {torch.distributed.get_rank()} {how} row [{name}] than rank 0 does ({len(differing)} rows differ): "
             "its kernels would run with other configurations; give all ranks one cache, or tune() together"
         )
-
-
-def asked(call: Call) -> list[tuple[Any, Any, Answer]]:
-    """What a call asks the ladder, and what it is answered: (tunable, problem, answer). Makes the call once."""
-    return [
-        (tunable, problem, look_up(tunable, problem))
-        for tunable, problem in Bench(call).asks().values()
-        if tunable.key is not None and filed(tunable, problem)
-    ]

@@ -16,7 +16,6 @@ import torch
 
 from .. import nn
 from ..autotune import Recording, recorded
-from ..autotune.calls import Call
 from ..autotune.lookup import tables
 
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -160,7 +159,7 @@ class Sources:
             recording = Recording()
             for row in tables().cache.rows():
                 if row["kind"] == "call":
-                    recording.counts[Call.from_json(row["call"])] += int(row.get("count", 1))
+                    recording.add(row)
             yield "recorded calls", recording
 
     def _of_model(self, name: str) -> Recording:
@@ -192,7 +191,7 @@ class Sources:
             try:
                 row = json.loads(line)
                 if "call" in row:
-                    found.counts[Call.from_json(row["call"])] += int(row.get("count", 1))
+                    found.add(row)
                     continue
                 spec = LayerSpec(**{**row, "input": tuple(row["input"])})
                 spec = replace(spec, training=spec.training and self.training)

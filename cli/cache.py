@@ -279,19 +279,12 @@ def merge(
 ) -> None:
     """Add the rows of other caches to one; rows that it has are not added twice."""
     target = Store(into) if into is not None else tables().cache
-    known = {identity(row) for row in target.rows()}
-    added = 0
-    for source in sources:
-        for row in Store(source, writable=False).rows():
-            if identity(row) not in known:
-                known.add(identity(row))
-                target.append(row)
-                added += 1
+    added = sum(target.add(Store(source, writable=False).rows()) for source in sources)
     if added and not target.kept:
         raise OSError(f"{target.directory} cannot be written to: nothing was merged")
     target.close()
     reload()
-    print(f"{added} rows added to {target.directory}, {len(known)} in all")
+    print(f"{added} rows added to {target.directory}, {len(target.rows())} in all")
 
 
 def compact() -> None:

@@ -287,7 +287,7 @@ def _plan_first(found: Sequence[Job], jobs: int) -> None:
     major, minor = torch.cuda.get_device_capability()
     arch = f"sm_{major}{minor}"
     if arch in TARGETS:
-        new = [job for job in found if look_up(job.tunable, job.problem).rung in ("nearest", "default")]
+        new = [job for job in found if look_up(job.tunable, job.problem).is_guess]
         plans = [plan_job(job, MOST_MEASUREMENTS) for job in new]
         _compiled(plans, arch, jobs)
         for one in plans:

@@ -173,26 +173,10 @@ def rnn(cell: str, T: int = 60, B: int = 8, H: int = 64, stored: bool = True, D:
         dweights = Weights(*(None if a is None else np.empty_like(a) for a in vars(weights).values()))
         dy = random(y.shape, dtype, seed=7)
         dc_n = None if c_n is None else np.zeros_like(c_n)
-        numpy.backward(
-            problem,
-            dy,
-            np.zeros_like(h_n),
-            dc_n,
-            x,
-            h0,
-            c0,
-            weights,
-            None,
-            None,
-            y,
-            gates,
-            cells,
-            dx,
-            dh0,
-            dc0,
-            dweights,
-        )
-        return [a for a in (dx, dh0, dc0, *vars(dweights).values()) if a is not None]
+        kept = (None, None, y, gates, cells)
+        wanted = (dx, dh0, dc0, *vars(dweights).values())
+        numpy.gradients(problem, dy, np.zeros_like(h_n), dc_n, x, h0, c0, *vars(weights).values(), *kept, *wanted)
+        return [a for a in wanted if a is not None]
 
     return call
 

@@ -29,11 +29,11 @@ from .. import _blas
 from .._arrays import Array
 from .._parallel import ahead, parallel_for, quiet
 from .._workspace import workspace
-from ._numpy_backward import TUNABLES, backward, gradients
+from ._numpy_backward import TUNABLES, gradients
 from ._numpy_layout import Masks, by_step, cut, in_walk_order, is_small, product_of_a_step, recurrent_weights, span
 from ._problem import SAVED, RnnProblem, Weights
 
-__all__ = ["TUNABLES", "backward", "forward", "gradients"]
+__all__ = ["TUNABLES", "forward", "gradients"]
 
 # Multiplications of the input's product that are worth a hand-over to another thread, and hand-overs a walk.
 _LEAST_AHEAD, _PIECES = 1 << 22, 5

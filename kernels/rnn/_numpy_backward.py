@@ -38,6 +38,7 @@ BACKWARD = space.tunable(_default)
 TUNABLES = (BACKWARD,)
 
 
+@quiet
 def gradients(
     problem: RnnProblem,
     dy: Array,
@@ -59,39 +60,18 @@ def gradients(
     dx: Array | None,
     dh0: Array,
     dc0: Array | None,
-    *dweights: Array | None,
-) -> None:
-    """:func:`backward` of weights one by one."""
-    weights = Weights(w_ih, w_hh, bias, bias_n, w_hr)
-    wanted = None if dweights[0] is None else Weights(*dweights)
-    backward(problem, dy, dh_n, dc_n, x, h0, c0, weights, lengths, reset, y, gates, cells, dx, dh0, dc0, wanted)
-
-
-@quiet
-def backward(
-    problem: RnnProblem,
-    dy: Array,
-    dh_n: Array,
-    dc_n: Array | None,
-    x: Array,
-    h0: Array,
-    c0: Array | None,
-    weights: Weights,
-    lengths: Array | None,
-    reset: Array | None,
-    y: Array,
-    gates: Array | None,
-    cells: Array | None,
-    dx: Array | None,
-    dh0: Array,
-    dc0: Array | None,
-    dweights: Weights | None,
+    dw_ih: Array | None,
+    dw_hh: Array | None,
+    dbias: Array | None,
+    dbias_n: Array | None,
+    dw_hr: Array | None,
 ) -> None:
     """The gradients of everything; without ``gates`` they are computed again, a block of steps at a time.
 
     Extra memory: the gradient of the gates of all steps and directions, twice (as the walk writes it and as the
     products read it), and the states one step back.
     """
+    weights = Weights(w_ih, w_hh, bias, bias_n, w_hr)
     T, B, D, H, P = problem.T, problem.B, problem.D, problem.H, problem.P
     masks = Masks.of(problem, lengths, reset)
     h_before = _one_step_back(problem, y.reshape(T, B, D, P), h0, lengths, masks)
@@ -116,6 +96,7 @@ def backward(
             projection,
             (dh0.transpose(0, 2, 1), None if dc0 is None else dc0.transpose(0, 2, 1)),
         )
+        dweights = None if dw_ih is None else Weights(dw_ih, dw_hh, dbias, dbias_n, dw_hr)
         _products(problem, x, weights, h_before, dz, projection, dx, dweights)
 
 
