@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
 from . import _blas
 from ._arrays import Array
@@ -36,13 +35,14 @@ def _forget_pool() -> None:
     _pool, _pool_size = None, 0
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork (DataLoader workers)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_pool)  # threads do not survive a fork (DataLoader workers)
 
 
 def _workers(count: int) -> ThreadPoolExecutor:
     global _pool, _pool_size
     if _pool is None or _pool_size < count:
-        _pool = ThreadPoolExecutor(count, thread_name_prefix="tilesmith")
+        _pool = ThreadPoolExecutor(count, thread_name_prefix="tilesmith", initializer=_blas.stay_alone)
         _pool_size = count
     return _pool
 
@@ -75,7 +75,7 @@ def parallel_for(
         for first in range(start, stop, size):
             body(first, min(first + size, stop))
 
-    workers = min(torch.get_num_threads(), worthwhile)
+    workers = min(_blas.torch_threads(), worthwhile)
     if workers <= 1:
         run(0, n)
         return
@@ -139,7 +139,7 @@ def ahead(body: Callable[[int, int], None], ranges: Sequence[tuple[int, int]]) -
         return
     with _blas.one_thread():
         futures = []
-        if torch.get_num_threads() > 1:
+        if _blas.torch_threads() > 1:
             pool = _workers(1)
             futures = [pool.submit(quiet(body), *bounds) for bounds in ranges[1:]]
         try:

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,61 @@ def test_blas_threads_are_restored_also_after_an_error_and_when_nested() -> None
     with pytest.raises(KeyError):
         fail_inside()
     assert [library.num_threads for library in _blas._libraries()] == before
+
+
+def test_any_thread_limits_blas_and_the_last_one_out_restores_it() -> None:
+    """threadpoolctl 3.8 lets only the first thread that ever set an OpenBLAS set it again."""
+    before = [library.num_threads for library in _blas._libraries()]
+    entered, left = threading.Barrier(2), threading.Barrier(2)
+    seen = []
+
+    def inside() -> None:
+        with _blas.one_thread():
+            entered.wait(60)
+            left.wait(60)
+            seen.append([library.num_threads for library in _blas._libraries()])
+
+    for _ in range(2):  # this thread inside as well, left before the other one
+        other = threading.Thread(target=inside)
+        with _blas.one_thread():
+            other.start()
+            entered.wait(60)
+        left.wait(60)
+        other.join()
+        assert [library.num_threads for library in _blas._libraries()] == before
+    assert seen == [[1] * len(before)] * 2
+
+
+class _LibraryOfThreads:
+    """A BLAS whose thread count belongs to the calling thread, as MKL's."""
+
+    internal_api = "mkl"
+
+    def __init__(self) -> None:
+        self.counts: dict[int, int] = {}
+
+    @property
+    def num_threads(self) -> int:
+        return self.counts.get(threading.get_ident(), 8)
+
+    def set_num_threads(self, threads: int) -> None:
+        self.counts[threading.get_ident()] = threads
+
+
+def test_a_count_that_belongs_to_a_thread_is_limited_in_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _LibraryOfThreads()
+    monkeypatch.setattr(_blas, "_own_and_shared", lambda: ([library], []))
+    monkeypatch.setattr(_parallel, "_pool", None)
+    monkeypatch.setattr(_blas, "torch_threads", lambda: 3)
+    counts, bounds = [], threading.Barrier(3)
+
+    def body(start: int, stop: int) -> None:
+        bounds.wait(60)  # a thread each
+        counts.append(library.num_threads)
+
+    _parallel.parallel_for(3, body, bytes_moved=0, products=3 * _parallel.MIN_PRODUCTS_PER_WORKER)
+    assert counts == [1, 1, 1]
+    assert library.num_threads == 8
 
 
 @pytest.mark.parametrize("size", [8, 512])
