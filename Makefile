@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help env test lint types demo demo-crnn demo-word2vec bench gpu kernel-table clean
+.PHONY: help env test lint types demo demo-crnn demo-word2vec bench gpu kernel-table portfolios clean
 
 help:
 	@echo "make demo    train the tutorial's CNN on handwritten digits, ours beside torch's (out/demo/)"
@@ -19,6 +19,8 @@ help:
 	@echo "             (out/gpu/; options: make gpu ARGS='--out DIR --quick', ARGS=--help lists them)"
 	@echo "make kernel-table   compile every kernel for every GPU, without one, and write docs/kernels.md"
 	@echo "             (make kernel-table ARGS=--check compares it)"
+	@echo "make portfolios   write autotune/portfolios.json, the short lists that GPU defaults are chosen among"
+	@echo "             (make portfolios ARGS=--check says what they cost on other layers)"
 	@echo "make env     only make .venv"
 	@echo "make clean   remove .venv and everything generated"
 
@@ -66,6 +68,9 @@ gpu:
 
 kernel-table: $(STAMP)
 	$(BIN)/python -m benchmarks.kernel_table $(ARGS)
+
+portfolios: $(STAMP)
+	$(BIN)/python -m benchmarks.portfolios $(ARGS)
 
 clean:
 	rm -rf $(VENV) build out .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

@@ -1,10 +1,16 @@
-"""Test session set-up: ``--benchmark`` runs the benchmarks and nothing else; without it they are skipped."""
+"""Test session set-up: ``--benchmark`` runs the benchmarks and nothing else; without it they are skipped.
+
+Without ``--all-cases`` a run takes a sample of the slowest tests' cases, the same ones each time.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import zlib
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +20,26 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 # what its fixtures make once.
 APART = {"test_backends_ops.py", "test_conv2d_backends.py", "test_conv_pool2d.py", "test_ops.py"}
 
+# Files and tests of which a run takes one case in so many, at least one a test (and a backend), drawn by their names:
+# kernels on emulators, and what takes seconds a case. On a GPU, and when tests are named, all of them run.
+ONE_IN = {
+    "test_backends_ops.py": 4,
+    "test_conv2d_backends.py": 4,
+    "test_conv_pool2d.py": 4,
+    "test_pool2d_backends.py": 4,
+    "test_softmax_backends.py": 4,
+    "test_ops.py::test_gradcheck": 3,
+    "test_ops.py::test_compiles_without_graph_breaks": 3,
+    "test_ops.py::test_compiles_with_dynamic_shapes": 3,
+    "test_rnn.py::test_more_than_65535_steps": 3,
+    "test_rnn.py::test_4096_steps_do_not_drift": 3,
+    "test_cli.py::test_a_stopped_training_goes_on_to_the_same_bits": 2,
+}
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (and nothing else)")
+    parser.addoption("--all-cases", action="store_true", help="run every case of the slowest tests, not a sample")
     parser.addoption("--benchmark-table", metavar="FILE", type=Path, help="also write their tables to FILE as Markdown")
 
 
@@ -47,6 +70,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.name not in APART:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
         kept.append(item)
+    if _samples(config):
+        kept, more = _sampled(kept)
+        left_out += more
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not _samples(config):
+        return None
+    return f"a sample of the cases of {', '.join(ONE_IN)}; all of them with --all-cases"
+
+
+def _samples(config: pytest.Config) -> bool:
+    named = any("::" in argument for argument in config.args) or config.getoption("keyword")
+    asked = config.getoption("--all-cases") or config.getoption("--benchmark")
+    return not (named or asked or "gpu" in config.getoption("markexpr"))
+
+
+def _sampled(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    cases: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        function = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        if item.get_closest_marker("skip") is None and (function in ONE_IN or item.path.name in ONE_IN):
+            call: Any = getattr(item, "callspec", None)
+            cases[function, str(call.params.get("rig", "")) if call else ""].append(item)
+    left_out = set()
+    for (function, _), group in cases.items():
+        one_in = ONE_IN.get(function) or ONE_IN[function.partition("::")[0]]
+        group.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        left_out.update(group[-(-len(group) // one_in) :])
+    return [item for item in items if item not in left_out], [item for item in items if item in left_out]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import RLock
 from typing import Any
+
+import numpy as np
 
 from .rows import Filed, Row, distance, filed, filed_of, identity, is_stale, text_of, versions
 from .space import Config, Tunable
@@ -18,6 +21,8 @@ from .store import Store, cache_directory
 # Doublings between two problems up to which a configuration is worth more than the model's guess: about a factor of
 # four in one size, or of two in three of them.
 MOST_DOUBLINGS = 2.0
+
+Family = tuple[str, int, str]
 
 SHIPPED = Path(__file__).with_name("tables")
 
@@ -51,6 +56,35 @@ class _Choice:
     rank: int  # of the layer
 
 
+class _Places:
+    """The choices of a family as points in doublings, so that hundreds are passed over in one step."""
+
+    def __init__(self, choices: list[_Choice]) -> None:
+        self.choices = choices
+        self._by_names: dict[tuple[str, ...], tuple[list[_Choice], Any]] = {}
+        for choice in choices:
+            self._by_names.setdefault(_names(choice.filed), ([], None))[0].append(choice)
+        for names, (mine, _) in self._by_names.items():
+            self._by_names[names] = mine, np.array([_point(choice.filed) for choice in mine])
+
+    def within(self, wanted: Filed, doublings: float) -> Iterator[_Choice]:
+        """Those that are no further (and perhaps some that are, by a rounding)."""
+        mine, points = self._by_names.get(_names(wanted), ([], None))
+        if not mine:
+            return
+        squares = ((points - _point(wanted)) ** 2).sum(axis=1)
+        for i in np.flatnonzero(squares <= doublings**2 + 1e-6):
+            yield mine[i]
+
+
+def _names(place: Filed) -> tuple[str, ...]:
+    return tuple(name for name, _ in place.sizes)
+
+
+def _point(place: Filed) -> list[float]:
+    return [math.log2(max(size, 1e-9)) for _, size in place.sizes]
+
+
 class Tables:
     """Everything that look-ups read: the user's cache, then tables that ship, in their order.
 
@@ -62,19 +96,20 @@ class Tables:
     def __init__(self, cache: Store, shipped: Sequence[Store] = ()) -> None:
         self.cache = cache
         self.shipped = tuple(shipped)
-        self._families: dict[tuple[str, int, str], list[_Choice]] | None = None
+        self._families: dict[Family, list[_Choice]] | None = None
+        self._places: dict[Family, _Places] = {}
         self._lock = RLock()
 
     def reload(self) -> None:
         """Reads what is new when something is looked up next."""
         with self._lock:
-            self._families = None
+            self._families, self._places = None, {}
 
-    def choices(self) -> dict[tuple[str, int, str], list[_Choice]]:
+    def choices(self) -> dict[Family, list[_Choice]]:
         """The valid choice of each problem in each layer, by family."""
         with self._lock:
             if self._families is None:
-                families: dict[tuple[str, int, str], list[_Choice]] = {}
+                families: dict[Family, list[_Choice]] = {}
                 for rank, store in enumerate((self.cache, *self.shipped)):
                     layer = "cache" if rank == 0 else str(store.directory)
                     for row in last_choices(store.rows()):
@@ -86,11 +121,8 @@ class Tables:
     def find(self, tunable: Tunable, problem: Any) -> Found | None:
         """The best row for a problem, or ``None``: exact and fresh in the order of layers, else the nearest."""
         wanted = filed(tunable, problem)
-        family = self.choices().get(wanted.family)
-        if not family:
-            return None
         near = []
-        for choice in family:
+        for choice in self._nearby(wanted):
             doublings = distance(wanted, choice.filed)
             if doublings <= MOST_DOUBLINGS:
                 stale = is_stale(choice.row, tunable)
@@ -104,6 +136,17 @@ class Tables:
             rung = "nearest" if is_near else "cache" if choice.rank == 0 else "table"
             return Found(config, rung, choice.row, choice.layer, doublings, stale)
         return None
+
+    def _nearby(self, wanted: Filed) -> Iterator[_Choice]:
+        """Of a family those that may be near enough."""
+        family = self.choices().get(wanted.family)
+        if not family:
+            return
+        with self._lock:
+            places = self._places.get(wanted.family)
+            if places is None or places.choices is not family:
+                places = self._places[wanted.family] = _Places(family)
+        yield from places.within(wanted, MOST_DOUBLINGS)
 
     def why_missing(self, tunable: Tunable, problem: Any) -> str:
         """Which field separates a problem from the nearest row, in a sentence."""
@@ -175,16 +218,22 @@ def _order(row: Row) -> tuple[int, str]:
     return row.get("generation", 0), text_of(row)
 
 
+_NOTHING = object()
+
+
 def as_in_space(tunable: Tunable, config: Config) -> Config | None:
     """A configuration from a file with the space's own values; ``None`` if the space does not have it."""
     if set(config) != set(tunable.space):
         return None
     found = {}
     for name, values in tunable.space.items():
-        equal = [v for v in values if text_of(v) == text_of(config[name])]
-        if not equal:
-            return None
-        found[name] = equal[0]
+        given = config[name]
+        equal = next((v for v in values if v == given and type(v) is type(given)), None)
+        if equal is None:  # JSON has fewer types
+            equal = next((v for v in values if text_of(v) == text_of(given)), _NOTHING)
+            if equal is _NOTHING:
+                return None
+        found[name] = equal
     return found
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +176,7 @@ def versions() -> Mapping[str, str]:
     return found
 
 
+@lru_cache(maxsize=1024)
 def relevant_versions(tunable: str) -> Mapping[str, str]:
     """Those that make a row of this tunable stale when they change: of what compiles or runs its kernel."""
     mine = {"numpy": ("numpy",), "triton": ("triton",)}.get(tunable.partition(".")[0], _PACKAGES[3:])
@@ -214,8 +215,11 @@ def source_of(tunable: Tunable) -> str:
     """Digest of the source of the backend that declares the tunable: all its files of that op, without comments."""
     module = sys.modules.get(tunable.default.__module__)
     file = getattr(module, "__file__", None)
-    if file is None:
-        return ""
+    return "" if file is None else _digest_of_backend(file)
+
+
+@cache
+def _digest_of_backend(file: str) -> str:
     path = Path(file)
     prefix = next((p for p in _BACKENDS if path.name.startswith(p)), path.stem)
     return _digest_of_files(path.parent, prefix)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 from .device import Device, cpu
 from .model import Cost, seconds
+from .portfolio import ASKED, portfolio
 
 Config = Mapping[str, Any]
 
@@ -84,17 +85,30 @@ class Tunable:
 
 
 def fastest(tunable: Tunable, problem: Any, device: Device) -> Config:
-    """The valid configuration that the analytic model predicts to be fastest; of equals the first of the space.
+    """The valid configuration that the analytic model predicts to be fastest, of the few that the kernel's portfolio
+    proposes; of the whole space where it has none that can run the problem. Of equals the first.
 
     Raises:
         ValueError: no configuration can run the problem.
     """
+    proposed = (c for c in portfolio(tunable, problem) if tunable.refusal(c, problem) is None)
+    best = _fastest_of(tunable, islice(proposed, ASKED), problem, device)
+    best = best or fastest_of_all(tunable, problem, device)
+    if best is None:
+        raise ValueError(f"{tunable.name}: no configuration can run {problem}")
+    return best
+
+
+def fastest_of_all(tunable: Tunable, problem: Any, device: Device) -> Config | None:
+    """The same of the whole space, which takes milliseconds; ``None`` if nothing can run the problem."""
+    return _fastest_of(tunable, tunable.configs(problem), problem, device)
+
+
+def _fastest_of(tunable: Tunable, configs: Iterable[Config], problem: Any, device: Device) -> Config | None:
     assert tunable.cost is not None, f"{tunable.name} declares no cost"
     best, least = None, float("inf")
-    for config in tunable.configs(problem):
+    for config in configs:
         time = seconds(tunable.cost(config, problem), device)
         if time < least:
             best, least = config, time
-    if best is None:
-        raise ValueError(f"{tunable.name}: no configuration can run {problem}")
     return best

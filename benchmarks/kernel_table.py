@@ -277,8 +277,8 @@ so a row stands for several builds; where they differ, the least and the most ar
 - *builds*: how many; *code*: digest of all that is compiled for them, comments left out.
 - *layers*: that run so by default; in brackets those that do so only when asked for a configuration of 8 warps.
 
-A tunable's default is the configuration of its space that the analytic model (`autotune/model.py`) predicts to be
-fastest on the GPU, of equals the first.
+A tunable's default is the configuration that the analytic model (`autotune/model.py`) predicts to be fastest on the
+GPU, of a short list that was made from the whole space ahead (`autotune/portfolios.json`), of equals the first.
 """
 
 

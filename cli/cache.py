@@ -12,8 +12,6 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from ..autotune import TARGETS, Recording, Tunable
 from ..autotune.calls import Call
@@ -35,6 +33,7 @@ from ..autotune.runner import InProcess, Isolated, Job, Runner
 from ..autotune.store import Store
 from ..autotune.tuner import jobs_of
 from ..kernels._planning import GPU_BACKENDS, gpu_jobs
+from ._console import folding, show
 from ._shapes import LayerSpec, Sources
 from .tune import AsJson, Inference, Model, Recorded, Shapes, Standard, _time, _words
 
@@ -186,11 +185,11 @@ def coverage(
         print(f"calls answered: {shares} (of {total})")
     print(f"{sum(by_kernel.values())} choices: {', '.join(f'{n} {name}' for name, n in sorted(by_kernel.items()))}")
     print(f"measured: {', '.join(f'{n} {status}' for status, n in sorted(statuses(rows).items())) or 'nothing'}")
-    table = Table("guess", "keys", "typical regret", "worst", "at")
+    table = folding("guess", "keys", "typical regret", "worst", "at")
     for name, regret in regrets.items():
         at = "" if regret.at is None else f"{regret.at.tunable} {dict(regret.at.sizes)}"
         table.add_row(name, str(regret.keys), _percent(regret.typical), _percent(regret.worst), at)
-    Console().print(table)
+    show(table)
     print(f"{without} keys have no measured neighbour near enough")
     if math.isfinite(error := model_error(rows)):
         print(f"the model's times are typically a factor {error:.2f} off, after scaling each kernel's as a whole")
@@ -228,12 +227,12 @@ def verify(
     if as_json:
         print(json.dumps(found))
     else:
-        table = Table("kernel", "configuration", "then", "now", "ratio", "")
+        table = folding("kernel", "configuration", "then", "now", "ratio", "")
         for one in found:
             ratio = f"{one['ratio']:.2f}" if one["ratio"] else ""
             now = _time(one["now_us"] / 1e6) if one["now_us"] else ""
             table.add_row(one["kernel"], _words(one["config"]), _time(one["then_us"] / 1e6), now, ratio, one["verdict"])
-        Console().print(table)
+        show(table)
         print(f"{len(drawn)} of {len(choices)} choices measured again")
     if any(one["verdict"] != "ok" for one in found):
         raise typer.Exit(1)
@@ -304,12 +303,12 @@ def diff(before: Cache, after: Cache, as_json: AsJson = False) -> None:
         ]
         print(json.dumps(told))
         return
-    table = Table("kernel", "sizes", "before", "after", "gain")
+    table = folding("kernel", "sizes", "before", "after", "gain")
     for c in changes:
         sizes = " ".join(f"{n}={v:g}" for n, v in c.filed.sizes)
         gain = "" if math.isnan(c.gain) else f"{c.gain:.2f}"
         table.add_row(c.filed.tunable, sizes, _words(c.before or {}), _words(c.after or {}), gain)
-    Console().print(table)
+    show(table)
     print(f"{len(changes)} keys differ")
 
 

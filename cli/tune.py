@@ -19,7 +19,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..autotune import TARGETS, Recording, record
 from ..autotune.lookup import tables
@@ -32,6 +31,7 @@ from ..autotune.store import Store
 from ..autotune.tuner import Summary, geometric_gain, jobs_of, tune_jobs
 from ..autotune.tuning import exchange, share
 from ..kernels._planning import GPU_BACKENDS, compile_plans, gpu_jobs, on_backend
+from ._console import folding, show
 from ._shapes import Sources
 
 Model = Annotated[
@@ -123,7 +123,7 @@ def _plan_as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _print_plans(plans: Sequence[Plan]) -> None:
-    table = Table("kernel", "sizes", "valid", "pruned", "refused by the compiler", "first choice", "predicted")
+    table = folding("kernel", "sizes", "valid", "pruned", "refused by the compiler", "first choice", "predicted")
     for plan in plans:
         first = plan.kept[0] if plan.kept else None
         table.add_row(
@@ -135,7 +135,7 @@ def _print_plans(plans: Sequence[Plan]) -> None:
             "" if first is None else _words(first[0]),
             "" if first is None or not first[1] else _time(first[1]),
         )
-    Console().print(table)
+    show(table)
 
 
 def record_(
@@ -330,7 +330,7 @@ def _bar(what: str) -> Progress:
 
 
 def _print_summaries(summaries: Sequence[Summary]) -> None:
-    table = Table(
+    table = folding(
         "kernel", "sizes", "calls", "default", "best", "gain", "configuration", "tried", "pruned", "failed", ""
     )
     for s in summaries:
@@ -347,7 +347,7 @@ def _print_summaries(summaries: Sequence[Summary]) -> None:
             _counts(s.failed),
             s.how,
         )
-    Console().print(table)
+    show(table)
     for s in summaries:
         for config, why in s.reasons.items():
             print(f"{s.job.tunable.name} {config}: {why}")

@@ -15,6 +15,7 @@ from tilesmith import autotune, kernels
 from tilesmith.kernels import _cuda, _triton_tensors
 from tilesmith.kernels.backends import Operation
 
+from . import interpreter
 from .harness import Case, assert_within, gradients
 
 
@@ -37,6 +38,8 @@ class Rig:
             from .cuda_host import HostRuntime
 
             _cuda.emulator = HostRuntime(order=self.order)
+        if self.backend == "triton" and self.device == "cpu":
+            interpreter.quicken()
         kernels.set_float32_precision("ieee")
         try:
             with kernels.backend(self.backend):

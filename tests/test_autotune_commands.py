@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,3 +246,39 @@ def test_regrets(tmp_path: Path) -> None:
         assert told_["model_error"] == pytest.approx(1.0)
         assert lookup.tables() is tables
         assert autotune.digest() == tables.digest()
+
+
+def test_a_table_that_nobody_watches_is_whole(shapes: Path) -> None:
+    text = run("tune", "--shapes", shapes, "--no-isolate").output
+    assert NAME in text
+    assert "length=2000" in text
+
+
+def test_ranks_of_torchrun_share_a_tune(tmp_path: Path) -> None:
+    """Started as users do, with a cache of their own each: both end with every key, and were each asked for a part."""
+    layers = ['{"layer": "Softmax(1)", "input": [64, 2000]}', '{"layer": "LogSoftmax(1)", "input": [96, 3000]}']
+    (tmp_path / "shapes.jsonl").write_text("\n".join(layers) + "\n")
+    (tmp_path / "rank.py").write_text(
+        "import os, sys\n"
+        "os.environ['TILESMITH_CACHE'] += os.environ['RANK']\n"
+        "from tilesmith.cli import main\n"
+        f"sys.argv = ['tilesmith', 'tune', '--shapes', {str(tmp_path / 'shapes.jsonl')!r}, '--no-isolate', '--json']\n"
+        "main()\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "TILESMITH_CACHE": str(tmp_path / "of-"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "rank.py")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    measured = [len(json.loads(line)["keys"]) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert sorted(measured) == [2, 2]
+    caches = [latest_choices(Store(tmp_path / f"of-{rank}", writable=False).rows()) for rank in (0, 1)]
+    assert [len(rows) for rows in caches] == [4, 4]
+    assert {text_of(row) for row in caches[0]} == {text_of(row) for row in caches[1]}
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "tilesmith.cli", "tune", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--budget" in done.stdout

@@ -67,21 +67,18 @@ def block(config: Config, problem: Softmax) -> Block:
     return Block(team, at_once, slices, blocks_of(units, team * at_once))
 
 
-def parts(config: Config, problem: Softmax) -> Parts:
-    of = block(config, problem)
+def parts(config: Config, problem: Softmax, of: Block) -> Parts:
     return Parts(1, of.steps) if config["CACHED"] else parts_of(problem, of.steps, of.slices, config["BLOCKS"])
 
 
-def _cache_bytes(config: Config, problem: Softmax) -> int:
+def _cache_bytes(config: Config, problem: Softmax, of: Block) -> int:
     """Shared memory in which a block's slices wait for the second pass."""
-    of = block(config, problem)
     return of.steps * of.units * config["THREADS"] * problem.vector * problem.itemsize * problem.reads
 
 
-def _shared(config: Config, problem: Softmax) -> int:
-    of = block(config, problem)
+def _shared(config: Config, problem: Softmax, of: Block) -> int:
     together = config["THREADS"] * problem.vector * 2 if problem.inner > 1 and of.team > 1 else 64
-    return together * problem.accumulator_bytes + (_cache_bytes(config, problem) if config["CACHED"] else 0)
+    return together * problem.accumulator_bytes + (_cache_bytes(config, problem, of) if config["CACHED"] else 0)
 
 
 def _held(of: Block, problem: Softmax) -> int:
@@ -106,7 +103,7 @@ def _refusal(config: Config, problem: Softmax) -> str | None:
     if cached:
         if _units(problem) <= _UNITS[0] * (threads if problem.inner == 1 else of.team):
             return f"slices of {_UNITS[0]} units a thread fit registers"
-        shared = _shared(config, problem)
+        shared = _shared(config, problem, of)
         if shared > problem.device.shared_bytes:
             return f"{shared} bytes of shared memory, {problem.device.name} has {problem.device.shared_bytes}"
     return None
@@ -123,9 +120,8 @@ def _columns_refusal(config: Config, problem: Softmax) -> str | None:
     return _refusal(config, problem)
 
 
-def _waits(config: Config, problem: Softmax) -> float:
+def _waits(config: Config, problem: Softmax, of: Block, cut: Parts) -> float:
     """Loads that wait for one another, as if stores took part in the waiting."""
-    of, cut = block(config, problem), parts(config, problem)
     if of.steps == 1:
         return 0.0
     reads = problem.reads * (1 if config["CACHED"] else 2)
@@ -133,7 +129,8 @@ def _waits(config: Config, problem: Softmax) -> float:
 
 
 def _cost(config: Config, problem: Softmax) -> Cost:
-    of, cut, threads = block(config, problem), parts(config, problem), config["THREADS"]
+    of, threads = block(config, problem), config["THREADS"]
+    cut = parts(config, problem, of)
     passes = 1 if of.steps == 1 else 2
     elements = min(of.slices, problem.slices) * problem.length / cut.count
     # instructions go by lanes: those beyond a slice's end, and those of a slice that is not there, take their share
@@ -150,8 +147,8 @@ def _cost(config: Config, problem: Softmax) -> Cost:
         unit=problem.unit,
         bytes=elements * problem.itemsize * (problem.reads + 1) * lines,
         shared_traffic=2 * elements * problem.itemsize * problem.reads if config["CACHED"] else 0,
-        steps=_waits(config, problem),
-        shared=_shared(config, problem),
+        steps=_waits(config, problem, of, cut),
+        shared=_shared(config, problem, of),
         threads=threads,
         registers=min(255, 24 + _held(of, problem) * 7 // 4 + (4 * problem.vector if problem.inner > 1 else 0)),
         extra_bytes=4 * cut.count * problem.slices * problem.accumulator_bytes if cut.count > 1 else 0,
@@ -241,7 +238,8 @@ def _run(
     )  # fmt: skip
     tunable = tunables[columns]
     config = autotune.resolve(tunable, problem)
-    of, cut = block(config, problem), parts(config, problem)
+    of = block(config, problem)
+    cut = parts(config, problem, of)
     # a thread forms offsets of units beyond its slices' ends, and a team numbers of slices beyond the last
     margin = (of.team * of.units + vector) * (slices.inner if columns else vector) + of.slices
     index = "long long" if out.numel() + margin >= _OFFSETS else "int"
@@ -279,7 +277,7 @@ def _run(
                 np.int32(cut.count),
                 as_index(cut.steps * of.team * of.units),
             ),
-            _cache_bytes(config, problem) if config["CACHED"] else 0,
+            _cache_bytes(config, problem, of) if config["CACHED"] else 0,
             tunable=tunable,
             problem=problem,
             config=config,

@@ -414,7 +414,8 @@ def _run(
             autotune.device_of(out),
         )  # fmt: skip
         config = autotune.resolve(tunable, problem)
-        tile, cut = space.tile(config, problem), space.parts(config, problem)
+        tile = space.tile(config, problem)
+        cut = space.parts(config, problem, tile)
         inner_mul, inner_shift = divisor(part.inner)
         args: dict[str, Any] = {
             **{name: view[place] for name, view in views.items()},

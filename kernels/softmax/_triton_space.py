@@ -30,8 +30,7 @@ def tile(config: Config, problem: Softmax) -> Tile:
     return Tile(config["BLOCK_SLICES"], min(power_of_two(problem.length), config["ELEMENTS"] // config["BLOCK_SLICES"]))
 
 
-def parts(config: Config, problem: Softmax) -> Parts:
-    of = tile(config, problem)
+def parts(config: Config, problem: Softmax, of: Tile) -> Parts:
     return parts_of(problem, blocks_of(problem.length, of.length), of.slices, config["BLOCKS"])
 
 
@@ -42,9 +41,9 @@ _MOST_WORDS_IN_TWO_PASSES = {4: {32: 8, 16: 16, 8: 16, 4: 16, 2: 16}, 8: {32: 4,
 _LEAST_RUN = 32  # bytes of neighbouring columns: a sector
 
 
-def _words(config: Config, problem: Softmax) -> int:
+def _words(config: Config, problem: Softmax, of: Tile) -> int:
     """Registers a thread for a tile's elements of one tensor."""
-    return tile(config, problem).elements // (32 * config["num_warps"]) * problem.accumulator_bytes // 4
+    return of.elements // (32 * config["num_warps"]) * problem.accumulator_bytes // 4
 
 
 def _refusal(config: Config, problem: Softmax) -> str | None:
@@ -53,7 +52,7 @@ def _refusal(config: Config, problem: Softmax) -> str | None:
     each = of.elements // (32 * warps)
     if each * problem.itemsize < 16 and of.elements == config["ELEMENTS"]:
         return f"{each} elements a thread are less than 16 bytes"
-    words = _words(config, problem) * (problem.reads if whole else 1)
+    words = _words(config, problem, of) * (problem.reads if whole else 1)
     if words > (_MOST_WORDS if whole else _MOST_WORDS_IN_TWO_PASSES)[problem.accumulator_bytes][warps]:
         return f"{words} registers a thread for elements spill"
     if config["ELEMENTS"] > _ELEMENTS[0] and of.slices > power_of_two(problem.slices):
@@ -78,7 +77,8 @@ def _columns_refusal(config: Config, problem: Softmax) -> str | None:
 
 
 def _cost(config: Config, problem: Softmax) -> Cost:
-    of, cut, threads = tile(config, problem), parts(config, problem), 32 * config["num_warps"]
+    of, threads = tile(config, problem), 32 * config["num_warps"]
+    cut = parts(config, problem, of)
     whole = of.length >= problem.length
     # a block's own elements: lanes beyond the end of a slice move nothing
     elements = min(of.slices, problem.slices) * problem.length / cut.count
@@ -93,7 +93,7 @@ def _cost(config: Config, problem: Softmax) -> Cost:
         steps=0 if whole else cut.steps * (2 * problem.reads + 1) / problem.reads + cut.count // of.length,
         shared=8 * threads,
         threads=threads,
-        registers=min(255, 16 + _words(config, problem) * (problem.reads * 14 if whole else 24) // 10),
+        registers=min(255, 16 + _words(config, problem, of) * (problem.reads * 14 if whole else 24) // 10),
         extra_bytes=4 * cut.count * problem.slices * problem.accumulator_bytes if cut.count > 1 else 0,
         extra_launches=int(cut.count > 1),
     )
