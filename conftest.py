@@ -18,7 +18,14 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 # Files whose tests share nothing: workers (pytest -n) take them one by one. Those of another file stay together, for
 # what its fixtures make once.
-APART = {"test_backends_ops.py", "test_conv2d_backends.py", "test_conv_pool2d.py", "test_ops.py"}
+APART = {
+    "test_backends_ops.py",
+    "test_conv2d_backends.py",
+    "test_conv_pool2d.py",
+    "test_ops.py",
+    "test_pool2d_backends.py",
+    "test_softmax_backends.py",
+}
 
 # Files and tests of which a run takes one case in so many, at least one a test (and a backend), drawn by their names:
 # kernels on emulators, and what takes seconds a case. On a GPU, and when tests are named, all of them run.
@@ -28,6 +35,8 @@ ONE_IN = {
     "test_conv_pool2d.py": 4,
     "test_pool2d_backends.py": 4,
     "test_softmax_backends.py": 4,
+    "test_integration.py::test_a_compiled_network_trains_like_the_eager_one": 2,
+    "test_integration.py::test_two_processes_train_like_one": 2,
     "test_ops.py::test_gradcheck": 3,
     "test_ops.py::test_compiles_without_graph_breaks": 3,
     "test_ops.py::test_compiles_with_dynamic_shapes": 3,
@@ -75,7 +84,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out += more
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+    kept.sort(key=lambda item: item.path.name in APART)  # whole files first: at the end workers share what is small
+    items[:] = kept
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
