@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .portfolio import point_of
 from .rows import Filed, Row, distance, filed, filed_of, identity, is_stale, text_of, versions
 from .space import Config, Tunable
 from .store import Store, cache_directory
@@ -60,29 +60,24 @@ class _Places:
     """The choices of a family as points in doublings, so that hundreds are passed over in one step."""
 
     def __init__(self, choices: list[_Choice]) -> None:
-        self.choices = choices
         self._by_names: dict[tuple[str, ...], tuple[list[_Choice], Any]] = {}
         for choice in choices:
             self._by_names.setdefault(_names(choice.filed), ([], None))[0].append(choice)
         for names, (mine, _) in self._by_names.items():
-            self._by_names[names] = mine, np.array([_point(choice.filed) for choice in mine])
+            self._by_names[names] = mine, np.array([point_of(dict(choice.filed.sizes)) for choice in mine])
 
     def within(self, wanted: Filed, doublings: float) -> Iterator[_Choice]:
         """Those that are no further (and perhaps some that are, by a rounding)."""
         mine, points = self._by_names.get(_names(wanted), ([], None))
         if not mine:
             return
-        squares = ((points - _point(wanted)) ** 2).sum(axis=1)
+        squares = ((points - point_of(dict(wanted.sizes))) ** 2).sum(axis=1)
         for i in np.flatnonzero(squares <= doublings**2 + 1e-6):
             yield mine[i]
 
 
 def _names(place: Filed) -> tuple[str, ...]:
     return tuple(name for name, _ in place.sizes)
-
-
-def _point(place: Filed) -> list[float]:
-    return [math.log2(max(size, 1e-9)) for _, size in place.sizes]
 
 
 class Tables:
@@ -139,12 +134,12 @@ class Tables:
 
     def _nearby(self, wanted: Filed) -> Iterator[_Choice]:
         """Of a family those that may be near enough."""
-        family = self.choices().get(wanted.family)
-        if not family:
-            return
         with self._lock:
+            family = self.choices().get(wanted.family)
+            if not family:
+                return
             places = self._places.get(wanted.family)
-            if places is None or places.choices is not family:
+            if places is None:
                 places = self._places[wanted.family] = _Places(family)
         yield from places.within(wanted, MOST_DOUBLINGS)
 
@@ -218,9 +213,6 @@ def _order(row: Row) -> tuple[int, str]:
     return row.get("generation", 0), text_of(row)
 
 
-_NOTHING = object()
-
-
 def as_in_space(tunable: Tunable, config: Config) -> Config | None:
     """A configuration from a file with the space's own values; ``None`` if the space does not have it."""
     if set(config) != set(tunable.space):
@@ -228,12 +220,11 @@ def as_in_space(tunable: Tunable, config: Config) -> Config | None:
     found = {}
     for name, values in tunable.space.items():
         given = config[name]
-        equal = next((v for v in values if v == given and type(v) is type(given)), None)
-        if equal is None:  # JSON has fewer types
-            equal = next((v for v in values if text_of(v) == text_of(given)), _NOTHING)
-            if equal is _NOTHING:
-                return None
-        found[name] = equal
+        equal = [v for v in values if v == given and type(v) is type(given)]
+        equal = equal or [v for v in values if text_of(v) == text_of(given)]  # JSON has fewer types
+        if not equal:
+            return None
+        found[name] = equal[0]
     return found
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Any
 
 from .rows import Row, is_stale, provenance, text_of
@@ -73,8 +72,8 @@ def plan_job(job: Job, most: int | None = None) -> Plan:
 def pruned(job: Job) -> Counter[str]:
     """Configurations of the space that the problem refuses, by reason; numbers in it are #, so that kinds add up."""
     reasons: Counter[str] = Counter()
-    for values in product(*job.tunable.space.values()):
-        reason = job.tunable.refusal(dict(zip(job.tunable.space, values, strict=True)), job.problem)
+    for config in job.tunable.every_config():
+        reason = job.tunable.refusal(config, job.problem)
         if reason is not None:
             reasons[_kind_of(reason)] += 1
     return reasons

@@ -55,10 +55,14 @@ class Tunable:
     cost: Callable[[Config, Any], Cost] | None = None
     abi: int = 1
 
+    def every_config(self) -> Iterator[Config]:
+        """Of the whole space, in its order, whether or not a problem refuses it."""
+        for values in product(*self.space.values()):
+            yield dict(zip(self.space, values, strict=True))
+
     def configs(self, problem: Any) -> Iterator[Config]:
         """Every valid configuration for the problem, in the order of the space."""
-        for values in product(*self.space.values()):
-            config = dict(zip(self.space, values, strict=True))
+        for config in self.every_config():
             if self.refusal(config, problem) is None:
                 yield config
 

@@ -26,7 +26,7 @@ from tilesmith.autotune.resolve import watched
 from tilesmith.kernels._arrays import Array
 from tilesmith.kernels._recording import record
 
-from .kernel_table import Case, launch
+from .kernel_table import BACKENDS, Case, launch
 from .layers import Layer
 from .layers.activation import Activation
 from .layers.convolution import Convolution
@@ -60,7 +60,6 @@ _NUMBERS = (
     ("float32", "tf32x3"),
     ("float64", None),
 )
-_BACKENDS = ("triton", "cupy")
 
 Problems = dict[str, tuple[autotune.Tunable, dict[Any, None]]]
 
@@ -131,7 +130,7 @@ def problems_of(wanted: Iterable[Layer], targets: Iterable[str] = tuple(autotune
     cases = [
         Case(backend, direction, layer, dtype, layout, way)
         for layer in wanted
-        for backend, direction, (dtype, way), layout in product(_BACKENDS, layer.compiled, _NUMBERS, layer.layouts)
+        for backend, direction, (dtype, way), layout in product(BACKENDS, layer.compiled, _NUMBERS, layer.layouts)
         if (way is not None) <= bool(layer.multiplies) or way == "ieee"
     ]
     for target, case in product(targets, cases):
@@ -146,16 +145,13 @@ def problems_of(wanted: Iterable[Layer], targets: Iterable[str] = tuple(autotune
 def predicted(tunable: autotune.Tunable, problems: Sequence[Any]) -> Array:
     """Seconds by problem and configuration of the space; infinite where it cannot run."""
     assert tunable.cost is not None
-    times = np.full((len(problems), len(configs_of(tunable))), np.inf)
+    configs = list(tunable.every_config())
+    times = np.full((len(problems), len(configs)), np.inf)
     for row, problem in zip(times, problems, strict=True):
-        for i, config in enumerate(configs_of(tunable)):
+        for i, config in enumerate(configs):
             if tunable.refusal(config, problem) is None:
                 row[i] = autotune.seconds(tunable.cost(config, problem), problem.device)
     return times
-
-
-def configs_of(tunable: autotune.Tunable) -> list[dict[str, Any]]:
-    return [dict(zip(tunable.space, values, strict=True)) for values in product(*tunable.space.values())]
 
 
 def shortest_good(times: Array, weights: Array) -> list[int]:
@@ -180,7 +176,7 @@ def without_spills(times: Array, tunable: autotune.Tunable, kind: str) -> Array:
     """Infinite also where a configuration is known to spill, as long as another one can run the problem."""
     spilling = _SPILL.get((tunable.name, kind), ())
     columns = [
-        i for i, config in enumerate(configs_of(tunable)) if any(one.items() <= config.items() for one in spilling)
+        i for i, config in enumerate(tunable.every_config()) if any(one.items() <= config.items() for one in spilling)
     ]
     without = times.copy()
     without[:, columns] = np.inf
@@ -202,7 +198,7 @@ def centres_of(times: Array, chosen: Sequence[int], points: Array) -> Array:
 
 def loss(tunable: autotune.Tunable, problems: Sequence[Any], times: Array) -> Loss:
     """Of what the written lists propose; times are those of the whole space."""
-    places = {tuple(config.values()): i for i, config in enumerate(configs_of(tunable))}
+    places = {tuple(config.values()): i for i, config in enumerate(tunable.every_config())}
     ratio = np.full(len(times), np.inf)
     for i, problem in enumerate(problems):
         proposed = [places[tuple(config.values())] for config in portfolio(tunable, problem)]
@@ -229,7 +225,7 @@ def made(standard: Problems, others: Problems) -> dict[str, Any]:
     kernels: dict[str, Any] = {}
     for name, (tunable, mine) in sorted({**others, **standard}.items()):
         known = standard.get(name, (tunable, {}))[1]
-        kinds = {}
+        kinds, configs = {}, list(tunable.every_config())
         for kind, problems in by_kind(tunable, {**mine, **others.get(name, (tunable, {}))[1]}).items():
             times = without_spills(predicted(tunable, problems), tunable, kind)
             assert tunable.key is not None
@@ -237,8 +233,7 @@ def made(standard: Problems, others: Problems) -> dict[str, Any]:
             chosen = shortest_good(times, np.array([_STANDARD if p in known else 1.0 for p in problems]))
             centres = centres_of(times, chosen, points).round(1)
             kinds[kind] = [
-                [list(configs_of(tunable)[i].values()), centre.tolist()]
-                for i, centre in zip(chosen, centres, strict=True)
+                [list(configs[i].values()), centre.tolist()] for i, centre in zip(chosen, centres, strict=True)
             ]
         kernels[name] = {"parameters": list(tunable.space), "kinds": kinds}
     return kernels

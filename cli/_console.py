@@ -16,5 +16,5 @@ def folding(*names: str) -> Table:
 def show(table: Table) -> None:
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=_WIDE)
+        console.width = _WIDE
     console.print(table)

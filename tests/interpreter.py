@@ -19,6 +19,7 @@ from typing import Any
 def overflow_checked() -> Iterator[None]:
     """Inside the block the interpreter raises where a 32-bit integer overflows. By itself it only computes whether one
     does: it raises nothing without ``debug``."""
+    quicken()  # which would end the check if a rig did it inside the block
     builder = _builder()
     before = builder.options
     builder.options = replace(before, sanitize_overflow=True, debug=True)

@@ -79,7 +79,7 @@ def test_a_kind_without_a_list_asks_about_the_whole_space(monkeypatch: pytest.Mo
 def test_of_a_list_only_what_can_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     tunable, problems = portfolios.problems_of(LAYERS[4:5], ["sm_90"])["triton.conv2d.forward"]
     problem = next(iter(problems))
-    refused = next(c for c in portfolios.configs_of(tunable) if tunable.refusal(c, problem) is not None)
+    refused = next(c for c in tunable.every_config() if tunable.refusal(c, problem) is not None)
     valid = next(iter(tunable.configs(problem)))
     monkeypatch.setattr(space, "portfolio", lambda *_: [refused, valid])
     assert space.fastest(tunable, problem, problem.device) == valid

@@ -51,6 +51,9 @@ _SANITIZED = (
     "-fsanitize-sections=tilesmith_shared_*",
 )
 
+# The runtime has the other libraries: looking into them takes as long as g++.
+_LINK: dict[bool, tuple[str, ...]] = {False: ("-nodefaultlibs", "-lgcc"), True: ()}
+
 _HOST = "-DTILESMITH_HOST=1"
 
 _INCLUDE_LINE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
@@ -66,27 +69,28 @@ class CompileError(RuntimeError):
 def library(program: Program, sanitize: bool) -> Path:
     """The shared object of a program, compiled if it is not in the cache."""
     runtime = runtime_library(sanitize)
-    macros = [f"-D{name}={value}" for name, value in program.macros]
-    flags = (*_flags(sanitize), *macros)
+    macros = "".join(f"#define {name} {value}\n" for name, value in program.macros)
     include = (f"-I{HERE}", f"-I{INCLUDE}", "-include", str(prelude(sanitize)))
     texts = sorted((path, path.read_bytes()) for path in {program.source, *_includes(program.source)})
     key = _digest(
-        runtime.parent.name, program.name, *flags, *(part for path, text in texts for part in (path.name, text))
+        runtime.parent.name,
+        program.name,
+        macros,
+        *_LINK[sanitize],
+        *(part for path, text in texts for part in (path.name, text)),
     )
 
     def build(folder: Path) -> None:
         what = f"{program.source.name}: {program.name} ({' '.join(f'{n}={v}' for n, v in program.macros)})"
         listing, defined = folder / "kernel.ii", folder / "macros.h"
         # behind the prelude: a macro with the name of anything in it would have it read as text
-        defined.write_text("".join(f"#define {name} {value}\n" for name, value in program.macros), encoding="utf-8")
+        defined.write_text(macros, encoding="utf-8")
         command = ("g++", *_flags(sanitize), *include, "-include", str(defined), _HOST, "-fpch-preprocess")
         text = _run((*command, "-x", "c++", "-E", str(program.source)), what)
         defined.unlink()
         listing.write_text(rewritten(text, program.name), encoding="utf-8")
         target = folder / "kernel.so"
-        link = ["-shared", "-o", str(target), str(runtime), f"-Wl,-rpath,{runtime.parent}"]
-        if not sanitize:
-            link += ["-nodefaultlibs", "-lgcc"]  # the runtime has the others: looking into them takes as long as g++
+        link = ("-shared", "-o", str(target), str(runtime), f"-Wl,-rpath,{runtime.parent}", *_LINK[sanitize])
         _run(("g++", *_flags(sanitize), "-fpreprocessed", "-x", "c++", str(listing), "-x", "none", *link), what)
         listing.unlink()
 
