@@ -79,8 +79,10 @@ def test_a_kind_without_a_list_asks_about_the_whole_space(monkeypatch: pytest.Mo
 def test_of_a_list_only_what_can_run_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     tunable, problems = portfolios.problems_of(LAYERS[4:5], ["sm_90"])["triton.conv2d.forward"]
     problem = next(iter(problems))
-    refused = next(c for c in tunable.every_config() if tunable.refusal(c, problem) is not None)
-    valid = next(iter(tunable.configs(problem)))
+    by_time = sorted(tunable.every_config(), key=lambda c: tunable.predicted(c, problem) or 0.0)
+    refused = next(c for c in by_time if tunable.refusal(c, problem) is not None)
+    valid = [c for c in by_time if tunable.refusal(c, problem) is None][-1]
+    assert (tunable.predicted(refused, problem) or 0.0) < (tunable.predicted(valid, problem) or 0.0)
     monkeypatch.setattr(space, "portfolio", lambda *_: [refused, valid])
     assert space.fastest(tunable, problem, problem.device) == valid
 
@@ -94,3 +96,11 @@ def test_what_no_longer_fits_a_space_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert all(all(v in values[n] for n, v in c.items()) for c in portfolio.portfolio(smaller, problem))
     renamed = replace(tunable, space={f"{name}_NEW": values for name, values in tunable.space.items()})
     assert not list(portfolio.portfolio(renamed, problem))
+
+
+def test_a_problem_that_nothing_can_run_is_said() -> None:
+    tunable, problems = portfolios.problems_of(LAYERS[4:5], ["sm_90"])["triton.conv2d.forward"]
+    problem = next(iter(problems))
+    full = replace(tunable, refusal=lambda *_: "no room")
+    with pytest.raises(ValueError, match=r"triton\.conv2d\.forward: no configuration can run"):
+        space.fastest(full, problem, problem.device)
