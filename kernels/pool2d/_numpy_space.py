@@ -14,7 +14,7 @@ from ._numpy_index import tiles_of_few_taps
 from ._numpy_windows import Problem, as_ordinary, at_every_position, is_whole_plane
 
 SPACE = {
-    "BLOCK_BYTES": (512 * KB, 256 * KB, 1 * MB, 128 * KB, 2 * MB, 64 * KB, 4 * MB),
+    "BLOCK_BYTES": (2 * MB, 1 * MB, 512 * KB, 4 * MB, 256 * KB, 128 * KB, 64 * KB),
     "BUFFER": (1024, 256, 8192),
 }
 LEAST_BLOCK_BYTES = min(SPACE["BLOCK_BYTES"])
@@ -156,7 +156,7 @@ def tunable(direction: str, default: Callable[[Blocks], Config]) -> Tunable:
         refusal=_refusal,
         reasons={
             "BLOCK_BYTES": "of the larger array, which with the smaller one and two or three workspaces should stay in "
-            "the second-level cache: 64 KiB to 4 MiB by powers of two",
+            "a cache, but of which each costs the same calls: 64 KiB to 4 MiB by powers of two",
             "BUFFER": "elements of NumPy's buffers, into which it copies rows shorter than a third of them: 8192 is "
             "NumPy's own, with 1024 only short rows are copied, with 256 only very short ones",
         },
