@@ -65,7 +65,7 @@ def _adaptive_avg_pool2d(numpy: Any, x: Array) -> None:
 
 
 def _linear(numpy: Any, x: Array, w: Array, bias: Array) -> None:
-    numpy.forward(x, w, bias, "none", np.empty((2, 4), x.dtype))
+    numpy.forward("none", x, w, bias, np.empty((2, 4), x.dtype))
 
 
 def _relu(numpy: Any, x: Array) -> None:
@@ -73,7 +73,7 @@ def _relu(numpy: Any, x: Array) -> None:
 
 
 def _softmax(numpy: Any, x: Array) -> None:
-    numpy.forward(x, 1, False, np.empty(x.shape, x.dtype))
+    numpy.forward((1, False), x, np.empty(x.shape, x.dtype))
 
 
 OPS = [

@@ -96,6 +96,17 @@ def test_import_takes_at_most_50_ms_over_torch() -> None:
     assert min(ours for _, ours in times) < 0.050 or min(ours / torchs for torchs, ours in times) < 0.042
 
 
+def test_benchmarks_still_call_what_there_is() -> None:
+    """They run when asked for alone, and what a kernel's function takes had moved on: once each, nothing is timed."""
+    files = [str(Path(__file__).parent.parent / "benchmarks" / f"test_{name}.py") for name in ("overhead", "ops")]
+    options = ["--benchmark", "--benchmark-disable", "-p", "no:cacheprovider", "-k", "overhead or linear or softmax"]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *options, *files], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
+
+
 # ---- index arithmetic
 
 
