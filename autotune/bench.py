@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from .calls import Call, Tensors, TensorSpec, unnoticed
+from .calls import Call, Tensors, TensorSpec, operation_of, unnoticed
 from .resolve import pinned_here, watched
 from .space import Config, Tunable
 
@@ -244,8 +244,9 @@ class Bench:
     def _in_float64(self) -> Tensors | None:
         if getattr(self.call.problem, "flops", 0) > _MOST_REFERENCE_FLOPS and self.call.device != "cpu":
             return None
-        package = import_module(self.call.module.rpartition(".")[0])
-        call = replace(self.call, module=package.OPERATION.named("numpy").__name__)
+        operation = operation_of(self.call.module)
+        assert operation is not None
+        call = replace(self.call, module=operation.named("numpy").__name__)
         inputs = [None if one is None else _wide(one.tensor) for one in self._inputs]
         outputs = [
             None if t is None else torch.empty_strided(t.shape, t.strides, dtype=_wide_dtype(t.torch_dtype))

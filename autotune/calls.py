@@ -16,12 +16,15 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import watch
 from .rows import VERSION, Row, text_of
+
+if TYPE_CHECKING:
+    from ..kernels.backends import Operation
 
 _PACKAGE = __name__.rpartition(".")[0].rpartition(".")[0]  # whose modules a call from a file may name
 
@@ -95,10 +98,12 @@ class Call:
         run(self.implementation, self.function, self.problem, inputs, outputs)
 
     def words(self) -> str:
-        op, backend = self.module.split(".")[-2:]
+        op, module = self.module.split(".")[-2:]
+        backend = module.strip("_").partition("_")[0]
         shapes = " ".join("x".join(map(str, t.shape)) or "()" for t in self.inputs if t is not None)
-        dtype = next((t.dtype for t in self.outputs if t is not None), "")
-        return f"{op} {self.function} {backend.strip('_')} {dtype} {shapes}"
+        dtypes = [t.dtype for t in self.outputs if t is not None]
+        dtype = next((name for name in dtypes if getattr(torch, name).is_floating_point), *dtypes[:1])
+        return f"{op} {self.function} {backend} {dtype} {shapes}"
 
     def as_json(self) -> Row:
         return {
@@ -150,12 +155,19 @@ def _backend(name: str) -> ModuleType:
     Raises:
         ValueError: it is not.
     """
-    package = name.rpartition(".")[0]
-    known = package.startswith(f"{_PACKAGE}.kernels.")
-    operation = getattr(import_module(package), "OPERATION", None) if known else None
-    if operation is None or name not in {operation.named(b).__name__ for b in operation.backends}:
+    if not name.startswith(f"{_PACKAGE}.kernels.") or operation_of(name) is None:
         raise ValueError(f"a recorded call names {name!r}, which is no backend of {_PACKAGE}")
     return import_module(name)
+
+
+def operation_of(name: str) -> Operation | None:
+    """The operation of its package that the module of that name is a backend of, if it is one."""
+    from ..kernels.backends import Operation
+
+    for found in tuple(vars(import_module(name.rpartition(".")[0])).values()):  # its backends may be imported meanwhile
+        if isinstance(found, Operation) and name in {found.named(backend).__name__ for backend in found.backends}:
+            return found
+    return None
 
 
 def _value(plain: Any, backend: str) -> Any:

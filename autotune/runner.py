@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import math
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ _RUNS = 40  # of the call in one measurement, its reference included: what long 
 # After one of these a CUDA context may be broken: the next configuration gets a new worker.
 _POISONOUS = ("runtime", "outside", "incorrect", "nondeterministic")
 _SECONDS = 60.0  # that compiling and verifying may take, and a set of samples
+_ORPHANS_S = 2.0  # after the end of its time a worker that nobody ended ends itself
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,8 @@ class Isolated:
 
         default = None if job.default is None else dict(job.default)
         asked = (job.call, job.tunable.name, default, [dict(c) for c in configs], rung, samples, give_up_s)
-        request = pickle.dumps((settings(), asked))
+        limit_s = self._seconds * max(1, len(configs)) + _RUNS * job.call_s
+        request = pickle.dumps((settings(), limit_s, asked))
         pipe = self._ready()
         try:
             pipe.send_bytes(request)
@@ -191,7 +194,6 @@ class Isolated:
             self.close()
             pipe = self._ready()
             pipe.send_bytes(request)
-        limit_s = self._seconds * max(1, len(configs)) + _RUNS * job.call_s
         status, reason = "timeout", f"no answer within {limit_s:.3g} s"
         try:
             if pipe.poll(limit_s):
@@ -263,7 +265,7 @@ def _without_main() -> Any:
 
 
 def _serve(pipe: Connection, device: int | None) -> None:
-    """What a worker does until its parent goes."""
+    """What a worker does until its parent goes; at the latest until what it measures has had its time."""
     import torch
 
     from ..kernels._precision import use_settings
@@ -274,11 +276,15 @@ def _serve(pipe: Connection, device: int | None) -> None:
         torch.cuda.set_device(device)
     here = InProcess()
     pipe.send_bytes(b"ready")
-    with contextlib.suppress(EOFError, ConnectionError), mode("lookup"):
+    with contextlib.suppress(EOFError, ConnectionError), mode("lookup"), open(os.devnull, "w") as nowhere:
         while True:
-            settings, asked = pickle.loads(pipe.recv_bytes())
+            settings, limit_s, asked = pickle.loads(pipe.recv_bytes())
             use_settings(settings)
-            pipe.send_bytes(pickle.dumps(here.measured(*asked)))
+            # the parent ends whoever takes too long, if it is still there: else a thread that needs no interpreter does
+            faulthandler.dump_traceback_later(limit_s + _ORPHANS_S, exit=True, file=nowhere)
+            answer = pickle.dumps(here.measured(*asked))
+            faulthandler.cancel_dump_traceback_later()
+            pipe.send_bytes(answer)
     os._exit(0)
 
 

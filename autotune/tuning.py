@@ -24,21 +24,26 @@ from .tuner import Progress, Summary, jobs_of, tune_jobs
 def recorded(model: Callable[..., Any], *example: Any, training: bool = True) -> Recording:
     """The calls of kernels that ``model(*example)`` makes, forward and, in training, backward.
 
-    Gradients that the model's parameters had are kept. The backward is that of the sum of all floating outputs.
+    Gradients that the model's parameters had are kept, and so are its buffers (the running statistics of batch norm
+    among them) and the state of torch's random numbers. The backward is that of the sum of all floating outputs.
     """
-    parameters = list(model.parameters()) if hasattr(model, "parameters") else []
-    before = [p.grad for p in parameters]
-    for p in parameters:
+    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    gradients = [(p, p.grad) for module in modules for p in module.parameters(recurse=False)]
+    buffers = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    for p, _ in gradients:
         p.grad = None
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
-        with record() as recording, torch.set_grad_enabled(training):
+        with record() as recording, torch.set_grad_enabled(training), torch.random.fork_rng(devices):
             outputs = [t for t in _tensors(model(*example)) if t.is_floating_point()]
             wanted = [t for t in outputs if t.requires_grad]
             if training and wanted:
                 torch.autograd.backward([t.sum() for t in wanted])
     finally:
-        for p, grad in zip(parameters, before, strict=True):
-            p.grad = grad
+        for p, gradient in gradients:
+            p.grad = gradient
+        for module, name, buffer, value in buffers:
+            module._buffers[name] = buffer.copy_(value)
     return recording
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from importlib import import_module
 from typing import Any
 
 import torch
 
 from .. import autotune
-from ..autotune.calls import Call, TensorSpec
+from ..autotune.calls import Call, TensorSpec, operation_of
 from ..autotune.planning import Plan
 from ..autotune.resolve import watched
 from ..autotune.rows import Filed, filed
@@ -23,11 +22,10 @@ GPU_BACKENDS = ("triton", "cupy")
 
 def on_backend(call: Call, backend: str, device: str) -> Call | None:
     """The same call of another backend, with tensors on another device; ``None`` if the op has no such backend."""
-    package = import_module(call.module.rpartition(".")[0])
-    try:
-        module = package.OPERATION.named(backend).__name__
-    except KeyError:
+    operation = operation_of(call.module)
+    if operation is None or backend not in operation.backends:
         return None
+    module = operation.named(backend).__name__
     inputs, outputs = (
         tuple(None if t is None else replace(t, device=device) for t in side) for side in (call.inputs, call.outputs)
     )

@@ -24,6 +24,7 @@ from tilesmith.autotune.bench import Bench
 from tilesmith.autotune.calls import Call, Recording
 from tilesmith.autotune.lookup import Tables, latest_choices
 from tilesmith.autotune.planning import plan_job
+from tilesmith.autotune.resolve import look_up
 from tilesmith.autotune.rows import Row, filed_of, text_of
 from tilesmith.autotune.runner import InProcess, Isolated, Replay, Result
 from tilesmith.autotune.store import Store
@@ -197,6 +198,37 @@ def test_a_worker_that_died_is_replaced() -> None:
     assert (crashed.status, fine.status) == ("crash", "ok")
     assert len(fine.samples) == 3
     assert fine.protocol.startswith("cpu")
+
+
+def test_a_worker_in_a_kernel_that_hangs_does_not_outlive_a_killed_parent_for_long() -> None:
+    """Nobody is left to end it: the parent was killed while it waited."""
+    context = mp.get_context("spawn")
+    ours, theirs = context.Pipe()
+    parent = context.Process(target=_wait_for_a_kernel_that_hangs, args=(theirs,))
+    parent.start()
+    worker = ours.recv()
+    time.sleep(0.5)  # it has been asked by then
+    parent.kill()
+    parent.join()
+    assert _runs(worker), "it hangs"
+    ends = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert not _runs(worker)
+
+
+def _wait_for_a_kernel_that_hangs(pipe: Any) -> None:
+    runner = Isolated(seconds=3)
+    runner._ready()
+    pipe.send(runner._process.pid)
+    runner.measure(jobs_of([planted_call()])[0], [{"WAY": "hang"}], "first", 3, math.inf)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 # ---- interrupted tunes
@@ -431,6 +463,41 @@ def test_backwards_of_recurrent_layers_are_tuned_right(layer: Any) -> None:
     assert summary.job.tunable.name == "numpy.rnn.backward"
     assert (summary.how, summary.reasons) == ("tuned", {})
     assert summary.tried > 2
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
+@pytest.mark.parametrize(
+    ("layer", "dtype"), [(nn.SkipGram, torch.float32), (nn.SkipGram, torch.bfloat16), (nn.CBOW, torch.float32)]
+)
+def test_word_vectors_are_tuned_right(layer: Any, dtype: torch.dtype, sparse: bool) -> None:
+    """Both directions, on ids that are drawn anew: an embedding has no gradient of one size."""
+    counts = torch.arange(400, 0, -1)
+    model = layer(400, 64, counts=counts, sparse=sparse, dtype=dtype)
+    words, windows = torch.randint(0, 400, (6000,)), torch.randint(0, 400, (6000, 4))
+    example = (words, windows[:, 0]) if layer is nn.SkipGram else (windows, words)
+    with using(in_memory()):
+        summaries = autotune.tune(model, *example, runner=InProcess())
+        assert {s.job.tunable.name for s in summaries} == {f"numpy.word2vec.pairs_{d}" for d in ("forward", "backward")}
+        assert {s.how for s in summaries} == {"tuned"}
+        assert not any(s.reasons for s in summaries)
+        for s in summaries:
+            answer = look_up(s.job.tunable, s.job.problem)
+            assert (answer.rung, dict(answer.config)) == ("cache", dict(s.config))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_what_is_recorded_leaves_the_model_as_it_was() -> None:
+    model = torch.nn.Sequential(nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Dropout(), nn.ReLU())
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = [torch.ones_like(p) for p in model.parameters()]
+    for p, gradient in zip(model.parameters(), gradients, strict=True):
+        p.grad = gradient
+    state = torch.get_rng_state()
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert len(autotune.recorded(model, x)) == 4
+    assert all(torch.equal(value, kept[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is gradient for p, gradient in zip(model.parameters(), gradients, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_tuning_on_a_miss() -> None:

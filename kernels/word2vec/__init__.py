@@ -37,32 +37,34 @@ alias tables.
 **Pairs** are what ``nn.SkipGram`` and ``nn.CBOW`` are made of, for training loops that make their own batches: row b's
 h is the sum or mean of the rows ``inputs[b]`` of one table, and it meets the rows ``targets[b]`` of the other.
 Skip-gram has one input a row, CBOW a window's; the targets are the true words and the negatives, or the nodes of a
-path. A backend is a module with two functions:
+path. A backend is a module with three functions that take tensors:
 
-- ``forward(problem, w_in, w_out, inputs, targets, labels, mean, loss, residual)`` writes for the scores s = h · v
+- ``forward((problem, mean), w_in, w_out, inputs, targets, labels, loss, residual)`` writes for the scores s = h · v
   ``loss [B] = Σ_m softplus(-s where labelled, else s)`` and ``residual [B, M] = label - sigmoid(s)``
-- ``backward(problem, w_in, w_out, inputs, targets, residual, grad_loss, mean, divide, needs_in, needs_out)`` returns
+- ``backward((problem, mean, divide), w_in, w_out, inputs, targets, residual, grad_loss, needs_in, needs_out)`` returns
   for each table ``(ids, rows)`` or ``None``: the ids that occur, int64, sorted and each once, and the gradients of
   their rows, summed in a fixed order. ``divide``: an input's gradient is that of h divided by the number of inputs,
   which is the derivative of the mean; word2vec.c and gensim divide with the sum, and not with the mean.
+- ``gradients(..., in_ids, in_rows, out_ids, out_rows)``: the same, written, for the tuner
 
 with ``w_in [V, d]``, ``w_out [U, d]``; ``inputs [B, C]``, ``targets [B, M]`` int32 or int64, -1 where there is nothing;
-``labels [B, M]`` bool; all of any strides. A row whose inputs are all -1 has no loss and no gradient; what is -1 is
-never read into a result. Half types come as they are, bfloat16 as its bits in uint16: only the rows that are gathered
-are widened, and everything else is float32. Between forward and backward only ``residual`` is kept; the rows are
-gathered again.
+``labels [B, M]`` bool or int8; all of any strides. A row whose inputs are all -1 has no loss and no gradient; what is
+-1 is never read into a result. Half types come as they are: only the rows that are gathered are widened, and everything
+else is float32. Between forward and backward only ``residual`` is kept; the rows are gathered again.
 
 Mikolov et al. 2013, arXiv:1301.3781 and arXiv:1310.4546; shared negatives: Ji et al. 2016, arXiv:1604.04661.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .._arrays import Array, as_array, compute_dtype, empty, rounded
+from ...autotune import watch
+from .._arrays import compute_dtype, empty, rounded, run
 from .._ops import VmapRule, define, one_by_one
 from ..backends import Operation
 from ._problem import MODELS, PairsProblem, Word2VecProblem
@@ -92,7 +94,7 @@ __all__ = [
 ]
 
 OPERATION = Operation("word2vec", __name__, {"numpy": "._numpy"})
-PAIRS = Operation("word2vec pairs", __name__, {"numpy": "._numpy_pairs"})
+PAIRS = Operation("word2vec pairs", __name__, {"numpy": "._numpy_tensors"})
 
 _IDS = (torch.int32, torch.int64)
 
@@ -139,9 +141,23 @@ def _check_labels(targets: torch.Tensor, labels: torch.Tensor) -> None:
         )
 
 
-def _table(weight: torch.Tensor) -> Array:
-    """The table's own memory, also of a half type."""
-    return weight.detach().view(torch.uint16).numpy() if weight.dtype is torch.bfloat16 else weight.numpy(force=True)
+def fill_inputs(function: str, what: tuple[PairsProblem, ...], inputs: Sequence[torch.Tensor | None]) -> None:
+    """Makes ids among the tuner's inputs such as text has: the r-th word is met in proportion to 1 / r."""
+    problem, generator = what[0], torch.Generator().manual_seed(1)
+    for tensor, rows in zip(inputs[2:4], (problem.V, problem.U), strict=True):
+        ids = _written_once(tensor)
+        drawn = torch.rand(ids.shape, generator=generator, dtype=torch.float64)
+        ids.copy_((rows**drawn).long().clamp_(max=rows) - 1)
+    if function == "forward":
+        _written_once(inputs[4]).zero_()[:, :1] = 1
+
+
+def _written_once(tensor: torch.Tensor | None) -> torch.Tensor:
+    """The part of it whose elements lie in places of their own."""
+    assert tensor is not None
+    for dim, stride in enumerate(tensor.stride()):
+        tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim])) if stride == 0 else tensor
+    return tensor
 
 
 def _pairs_forward(
@@ -158,17 +174,8 @@ def _pairs_forward(
         check_ids("inputs", inputs, problem.V)
         check_ids("targets", targets, problem.U)
     loss, residual = _pairs_forward_fake(in_weight, out_weight, inputs, targets, labels, mean)
-    implementation.forward(
-        problem,
-        _table(in_weight),
-        _table(out_weight),
-        as_array(inputs),
-        as_array(targets),
-        as_array(labels.bool()),
-        mean,
-        loss.numpy(),
-        residual.numpy(),
-    )
+    operands = (in_weight, out_weight, inputs, targets, labels)
+    run(implementation, "forward", (problem, mean), operands, (loss, residual))
     return loss, residual
 
 
@@ -198,19 +205,13 @@ def _pairs_backward_sparse(
     needs_in: bool,
     needs_out: bool,
 ) -> tuple[torch.Tensor, ...]:
-    both = PAIRS.implementation(in_weight.device.type).backward(
-        _pairs_problem(in_weight, out_weight, inputs, targets),
-        _table(in_weight),
-        _table(out_weight),
-        as_array(inputs),
-        as_array(targets),
-        as_array(residual),
-        as_array(grad_loss),
-        mean,
-        divide,
-        needs_in,
-        needs_out,
-    )
+    implementation = PAIRS.implementation(in_weight.device.type)
+    what = _pairs_problem(in_weight, out_weight, inputs, targets), mean, divide
+    operands = (in_weight, out_weight, inputs, targets, residual, grad_loss)
+    if watch.told is not None:
+        room = [_room(*side) for side in ((needs_in, in_weight, inputs), (needs_out, out_weight, targets))]
+        watch.told(implementation, "gradients", what, operands, [*room[0], *room[1]])
+    both = implementation.backward(what, *operands, needs_in, needs_out)
     results: list[torch.Tensor] = []
     for weight, found in zip((in_weight, out_weight), both, strict=True):
         if found is None:
@@ -219,6 +220,14 @@ def _pairs_backward_sparse(
             ids, rows = found
             results += [torch.from_numpy(ids), rounded(torch.from_numpy(rows), weight.dtype)]
     return tuple(results)
+
+
+def _room(needed: bool, weight: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """For as many ids, and rows of a gradient, as there can be."""
+    if not needed:
+        return None, None
+    n = min(len(weight), ids.numel())
+    return torch.empty(n, dtype=torch.int64), torch.empty(n, weight.shape[1], dtype=compute_dtype(weight.dtype))
 
 
 def _pairs_backward_sparse_fake(

@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-from typing import Any
+from tilesmith.kernels.backends import Operation
 
-
-class Operation:
-    """As much of an operation as the tuner asks for."""
-
-    backends = ("numpy",)
-
-    @staticmethod
-    def named(_: str) -> ModuleType:
-        from . import _numpy
-
-        return _numpy
-
-
-OPERATION: Any = Operation()
+OPERATION = Operation("planted", __name__, {"numpy": "._numpy"})
