@@ -104,7 +104,7 @@ def test_a_tensor_that_is_the_negative_of_its_memory(running: Rig) -> None:
 @each_rig
 @pytest.mark.parametrize(
     ("shape", "window"),
-    [((2, 3, 1, 5), (2, 1, 1, 2)), ((2, 40, 2, 9), (2, 1, 1, (3, 1)))],
+    [((2, 3, 1, 5), (2, 1, 1, 2)), ((2, 40, 2, 9), (2, 1, 1, (3, 1))), ((2, 5, 3, 4), (2, 1, 1, (1, 5)))],
     ids=str,
 )
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -177,12 +177,28 @@ def _adaptive_max_forward_fake(
     return _outputs(make_adaptive_problem(x.shape, output_size), x, index)
 
 
+def _without_taps(problem: Problem, index: torch.Tensor) -> torch.Tensor | None:
+    """Which windows ``[P, Q]`` have no tap inside the plane although their index in it names one; ``None`` if none has.
+
+    Taps that lie apart can all miss the columns, and what they name is then in the next row. Backends see taps miss,
+    but not that an index is of such a window.
+    """
+    if index.dtype is torch.uint8 or isinstance(problem, AdaptivePool2dProblem) or problem.dilation == (1, 1):
+        return None
+    from ._numpy_index import windows_without_taps
+
+    found = windows_without_taps(problem)
+    return None if found is None else torch.from_numpy(found[0]).to(index.device)
+
+
 def _max_backward(
     dy: torch.Tensor, index: torch.Tensor, x_shape: list[int], window: list[int], ceil_mode: bool, channels_last: bool
 ) -> torch.Tensor:
     problem = _index_problem(x_shape, dy.shape, window, ceil_mode)
     dx = empty(x_shape, dy.dtype, dy.device, channels_last)
     if dy.numel():
+        without = _without_taps(problem, index)
+        dy = dy if without is None else dy.masked_fill(without, 0)
         _run("max_backward", problem, (dy, index), (dx,))
     else:
         dx.zero_()
@@ -200,6 +216,9 @@ def _max_gather(ddx: torch.Tensor, index: torch.Tensor, window: list[int], ceil_
     ddy = empty(index.shape, ddx.dtype, ddx.device, is_channels_last(index))
     if ddy.numel():
         _run("max_gather", problem, (ddx, index), (ddy,))
+        without = _without_taps(problem, index)
+        if without is not None:
+            ddy.masked_fill_(without, 0)
     return ddy
 
 
