@@ -1,6 +1,7 @@
 """Test session set-up: ``--benchmark`` runs the benchmarks and nothing else; without it they are skipped.
 
-Without ``--all-cases`` a run takes a sample of the slowest tests' cases, the same ones each time.
+A run takes a sample of the slowest tests' cases, the same ones each time: more with ``--one-in N``, all with
+``--all-cases``.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ APART = {
 }
 
 # Files and tests of which a run takes one case in so many, at least one a test (and a backend), drawn by their names:
-# kernels on emulators, and what takes seconds a case. On a GPU, and when tests are named, all of them run.
+# kernels on emulators, and what takes seconds a case. So it takes ten minutes on two cores. On a GPU, and when tests
+# are named, all of them run.
 ONE_IN = {
-    "test_backends_ops.py": 4,
-    "test_conv2d_backends.py": 4,
-    "test_conv_pool2d.py": 4,
-    "test_pool2d_backends.py": 4,
-    "test_softmax_backends.py": 4,
+    "test_backends_ops.py": 12,
+    "test_conv2d_backends.py": 12,
+    "test_conv_pool2d.py": 12,
+    "test_pool2d_backends.py": 12,
+    "test_softmax_backends.py": 12,
     "test_integration.py::test_a_compiled_network_trains_like_the_eager_one": 2,
     "test_integration.py::test_two_processes_train_like_one": 2,
     "test_ops.py::test_gradcheck": 3,
@@ -49,6 +51,7 @@ ONE_IN = {
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--benchmark", action="store_true", help="run the benchmarks (and nothing else)")
     parser.addoption("--all-cases", action="store_true", help="run every case of the slowest tests, not a sample")
+    parser.addoption("--one-in", metavar="N", type=int, help="of the slowest tests' cases run at least one in N")
     parser.addoption("--benchmark-table", metavar="FILE", type=Path, help="also write their tables to FILE as Markdown")
 
 
@@ -80,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.xdist_group(item.path.name))
         kept.append(item)
     if _samples(config):
-        kept, more = _sampled(kept)
+        kept, more = _sampled(config, kept)
         left_out += more
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -91,7 +94,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header(config: pytest.Config) -> str | None:
     if not _samples(config):
         return None
-    return f"a sample of the cases of {', '.join(ONE_IN)}; all of them with --all-cases"
+    sizes = defaultdict(list)
+    for name in ONE_IN:
+        sizes[_one_in(config, name)].append(name)
+    counts = "; ".join(f"one in {n} of {', '.join(names)}" for n, names in sizes.items() if n > 1)
+    return f"samples of cases: {counts}. More with --one-in, all with --all-cases" if counts else None
+
+
+def _one_in(config: pytest.Config, name: str) -> int:
+    asked: int | None = config.getoption("--one-in")
+    return ONE_IN[name] if asked is None else max(1, min(ONE_IN[name], asked))
 
 
 def _samples(config: pytest.Config) -> bool:
@@ -100,7 +112,7 @@ def _samples(config: pytest.Config) -> bool:
     return not (named or asked or "gpu" in config.getoption("markexpr"))
 
 
-def _sampled(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
+def _sampled(config: pytest.Config, items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     cases: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
     for item in items:
         function = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
@@ -109,7 +121,7 @@ def _sampled(items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.I
             cases[function, str(call.params.get("rig", "")) if call else ""].append(item)
     left_out = set()
     for (function, _), group in cases.items():
-        one_in = ONE_IN.get(function) or ONE_IN[function.partition("::")[0]]
+        one_in = _one_in(config, function if function in ONE_IN else function.partition("::")[0])
         group.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
         left_out.update(group[-(-len(group) // one_in) :])
     return [item for item in items if item not in left_out], [item for item in items if item in left_out]
