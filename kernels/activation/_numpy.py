@@ -67,18 +67,19 @@ def backward(kind: str, dy: Array, y: Array, dx: Array) -> None:
     """``dx = dy · act'``, from the output ``y``. Extra memory: two blocks a thread."""
     views = flat(dy, y, dx)
     if views is None:
-        _backward_block(kind, dy, y, dx)
+        derivative(kind, dy, y, dx)
         return
     gradient, output, target = views
     parallel_for(
         output.size,
-        lambda start, stop: _backward_block(kind, gradient[start:stop], output[start:stop], target[start:stop]),
+        lambda start, stop: derivative(kind, gradient[start:stop], output[start:stop], target[start:stop]),
         bytes_moved=3 * dx.nbytes,
         block=_block(BACKWARD, kind, 3, target),
     )
 
 
-def _backward_block(kind: str, dy: Array, y: Array, dx: Array) -> None:
+def derivative(kind: str, dy: Array, y: Array, dx: Array) -> None:
+    """One block of :func:`backward`, in this thread: also for other kernels, which must be ``quiet``."""
     if kind == "relu":
         # torch's rule: the gradient stops where y <= 0, so it passes where y is NaN. A product with a 0/1 mask would
         # turn an infinite gradient into NaN; all-ones/all-zeros bit masks do not, and take a third of np.where's time.

@@ -8,6 +8,8 @@ import numpy as np
 
 from ... import autotune
 from .._arrays import Array
+from .._parallel import quiet
+from ..activation._numpy import derivative
 from ..conv2d import _numpy as convolution
 from ..pool2d import Pool2dProblem
 from ..pool2d import _numpy as pooling
@@ -54,6 +56,7 @@ def forward(problem: ConvPool2dProblem, x: Array, w: Array, bias: Array | None, 
                 bits |= (~(_tap(z, tap, problem) <= 0)).view(np.uint8) << np.uint8(tap)
 
 
+@quiet
 def backward(problem: ConvPool2dProblem, dy: Array, y: Array | None, code: Array | None, dz: Array) -> None:
     """As in the contract. Extra memory: one array like ``dy``."""
     window = _window(problem, problem.convolution.N)
@@ -61,7 +64,9 @@ def backward(problem: ConvPool2dProblem, dy: Array, y: Array | None, code: Array
     if problem.pool == "max":
         assert code is not None
         if y is not None:
-            dy = _slope(activation, dy, y)
+            before = np.empty_like(dy)
+            derivative(activation, dy, y, before)
+            dy = before
         pooling.max_backward(window, dy, code, dz)
         return
     if code is None:
@@ -71,13 +76,6 @@ def backward(problem: ConvPool2dProblem, dy: Array, y: Array | None, code: Array
     share = dy * dy.dtype.type(0.25)
     for tap in range(4):
         np.copyto(_tap(dz, tap, problem), share, where=(code >> np.uint8(tap) & np.uint8(1)).view(bool))
-
-
-def _slope(activation: str, dy: Array, y: Array) -> Array:
-    """``dy · act'``, told from the output."""
-    if activation == "relu":
-        return np.where(y <= 0, dy.dtype.type(0), dy)
-    return dy * (y * (1 - y)) if activation == "sigmoid" else dy * (1 - y * y)
 
 
 def _tap(z: Array, tap: int, problem: ConvPool2dProblem) -> Array:
