@@ -120,19 +120,6 @@ def activate(z, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def before_activation(dy, y, ACTIVATION: tl.constexpr):
-    """``dy · act'``, told from the output ``y``: the gradient before an activation."""
-    if ACTIVATION == "none":
-        return dy
-    elif ACTIVATION == "relu":
-        return tl.where(y <= 0, 0.0, dy)  # torch's rule: past a NaN the gradient goes on
-    elif ACTIVATION == "sigmoid":
-        return dy * (y * (1 - y))
-    else:
-        return dy * (1 - y * y)
-
-
-@triton.jit
 def _tanh(z):
     """By exp(-2|z|); near 0, where 1 - exp would cancel, by the series or in float64 by the continued fraction."""
     size = tl.abs(z)

@@ -16,7 +16,7 @@ from ... import autotune
 from ...autotune import Config, Cost, Tunable, fastest
 from .. import _triton_tensors
 from .._triton import launch
-from .._triton_math import activate, before_activation, rounded
+from .._triton_math import activate, rounded
 from ._dense import Elementwise, in_the_order_of
 
 ON_TENSORS = True
@@ -35,7 +35,12 @@ def computed(x_ptr, i, ok, ACC: tl.constexpr, KIND: tl.constexpr):
 def derived(dy_ptr, y_ptr, i, ok, ACC: tl.constexpr, KIND: tl.constexpr):
     """``dy · act'``, told from the output ``y``."""
     dy, y = tl.load(dy_ptr + i, mask=ok).to(ACC), tl.load(y_ptr + i, mask=ok).to(ACC)
-    return before_activation(dy, y, KIND)
+    if KIND == "relu":
+        return tl.where(y <= 0, 0.0, dy)  # torch's rule: past a NaN the gradient goes on
+    elif KIND == "sigmoid":
+        return dy * (y * (1 - y))
+    else:
+        return dy * (1 - y * y)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .._triton_math import before_activation, divide, element_strides, kept, pixel_of, pooled, rounded
+from .._triton_math import divide, element_strides, kept, pixel_of, pooled, rounded
 
 _SIZES = ["P", "Q", "rows", "tiles_m", "tiles_c", "plane_mul", "plane_shift", "row_mul", "row_shift"]
 
@@ -27,12 +27,18 @@ def row_of_windows(r, rows, channels, P, plane_mul, plane_shift, row_mul, row_sh
 
 
 @triton.jit
-def gradient_of(dy, y_ptr, at, ok, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
-    """The gradient before an activation, whose output is only read where there is one."""
+def before_activation(dy, y_ptr, at, ok, ACTIVATION: tl.constexpr, ACC: tl.constexpr):
+    """The gradient before an activation, told from its output, as a torch's ReLU lets it pass where that is NaN."""
     if ACTIVATION == "none":
         return dy
     else:
-        return before_activation(dy, tl.load(y_ptr + at, mask=ok, other=0.0).to(ACC), ACTIVATION)
+        y = tl.load(y_ptr + at, mask=ok, other=0.0).to(ACC)
+        if ACTIVATION == "relu":
+            return tl.where(y <= 0, 0.0, dy)
+        elif ACTIVATION == "sigmoid":
+            return dy * (y * (1 - y))
+        else:
+            return dy * (1 - y * y)
 
 
 @triton.jit
@@ -137,7 +143,7 @@ def unpool_pixels(
     dy_at = kept(n * sgn + p * sgh + q * sgw, whole)[:, None] + (c * sgc)[None, :]
     at = kept(n * syn + p * syh + q * syw, whole)[:, None] + (c * syc)[None, :]
     dy = tl.load(dy_ptr + dy_at, mask=both, other=0.0).to(ACC)
-    dy = gradient_of(dy, y_ptr, at, both, ACTIVATION, ACC)
+    dy = before_activation(dy, y_ptr, at, both, ACTIVATION, ACC)
     code = load_code(code_ptr, at, both, CODE)
     for tap in tl.static_range(4):
         h, w = 2 * p + tap // 2, 2 * q + tap % 2
@@ -170,7 +176,7 @@ def unpool_rows(
     dy_at = kept(n * sgn + c * sgc + p * sgh, whole)[:, None] + (q * sgw)[None, :]
     at = kept(n * syn + c * syc + p * syh, whole)[:, None] + (q * syw)[None, :]
     dy = tl.load(dy_ptr + dy_at, mask=both, other=0.0).to(ACC)
-    dy = gradient_of(dy, y_ptr, at, both, ACTIVATION, ACC)
+    dy = before_activation(dy, y_ptr, at, both, ACTIVATION, ACC)
     code = load_code(code_ptr, at, both, CODE)
     w = pid % tiles_q * (2 * BLOCK_Q) + tl.arange(0, 2 * BLOCK_Q)
     for i in tl.static_range(2):
