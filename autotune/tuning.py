@@ -27,7 +27,7 @@ def recorded(model: Callable[..., Any], *example: Any, training: bool = True) ->
     Gradients that the model's parameters had are kept, and so are its buffers (the running statistics of batch norm
     among them) and the state of torch's random numbers. The backward is that of the sum of all floating outputs.
     """
-    modules = list(model.modules()) if isinstance(model, torch.nn.Module) else []
+    modules: list[Any] = list(model.modules()) if hasattr(model, "modules") else []
     gradients = [(p, p.grad) for module in modules for p in module.parameters(recurse=False)]
     buffers = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
     for p, _ in gradients:

@@ -176,14 +176,16 @@ _cuda.emulator = HostRuntime(sanitize=True)
 """
 
 
-def assert_clean_under_sanitizers(code: str) -> None:
+def assert_clean_under_sanitizers(code: str, one_in: int = 1) -> None:
     """Runs it where ASan and UBSan watch the CUDA kernels: no access outside of a tensor or of shared memory, no
-    overflow, no misaligned vector. The code has ``run(case, dtype, layout)``."""
+    overflow, no misaligned vector. The code has ``run(case, dtype, layout)``, and ``some(cases)`` for those that a run
+    which takes samples takes."""
     from .cuda_host import run_sanitized, sanitizer_missing
 
     if reason := sanitizer_missing():
         pytest.skip(reason)
-    done = run_sanitized(["-c", f"{_SANITIZED}{textwrap.dedent(code)}\nprint('all of them')"])
+    some = f"some = lambda cases: list(cases)[::{one_in}]\n"
+    done = run_sanitized(["-c", f"{_SANITIZED}{some}{textwrap.dedent(code)}\nprint('all of them')"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "all of them"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -258,10 +258,13 @@ def test_order_of_threads_does_not_matter(case: Case) -> None:
         assert_case_keeps_its_bits(case, torch.float32, layout)
 
 
-def test_cuda_kernels_under_sanitizers() -> None:
-    assert_clean_under_sanitizers("""
+def test_cuda_kernels_under_sanitizers(one_in: Callable[[str], int]) -> None:
+    assert_clean_under_sanitizers(
+        """
         from tests.test_backends_ops import WIDE
-        for number, case in enumerate(WIDE):
+        for number, case in enumerate(some(WIDE)):
             for layout in ("channels_last", "contiguous"):
                 run(case, torch.float32 if number % 2 else torch.bfloat16, layout)
-    """)
+    """,
+        one_in("test_backends_ops.py"),
+    )

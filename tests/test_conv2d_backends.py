@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -268,12 +268,15 @@ def test_the_order_of_fibers_changes_no_bit(case: Case, dtype: torch.dtype) -> N
     assert_case_keeps_its_bits(case, dtype, "channels_last", "tf32")
 
 
-def test_cuda_kernels_under_sanitizers() -> None:
-    assert_clean_under_sanitizers("""
+def test_cuda_kernels_under_sanitizers(one_in: Callable[[str], int]) -> None:
+    assert_clean_under_sanitizers(
+        """
         from tests.cases import CONV2D
         from tests.test_conv2d_backends import WIDE
         kernels.set_float32_precision("tf32")
-        for number, case in enumerate([WIDE[0], WIDE[1], WIDE[5], WIDE[8], WIDE[10], CONV2D[6], CONV2D[12]]):
+        for number, case in enumerate(some([WIDE[0], WIDE[1], WIDE[5], WIDE[8], WIDE[10], CONV2D[6], CONV2D[12]])):
             dtype = torch.float32 if number % 2 else torch.bfloat16
             run(case, dtype, "channels_last" if number % 3 else "contiguous")
-    """)
+    """,
+        one_in("test_conv2d_backends.py"),
+    )

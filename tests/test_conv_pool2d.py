@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -295,10 +295,13 @@ def test_order_of_threads_does_not_matter(case: Case, dtype: torch.dtype) -> Non
     assert_case_keeps_its_bits(case, dtype, "channels_last")
 
 
-def test_cuda_kernels_under_sanitizers() -> None:
-    assert_clean_under_sanitizers("""
+def test_cuda_kernels_under_sanitizers(one_in: Callable[[str], int]) -> None:
+    assert_clean_under_sanitizers(
+        """
         from tests.test_conv_pool2d import NONEMPTY
-        for number, case in enumerate(NONEMPTY):
+        for number, case in enumerate(some(NONEMPTY)):
             for layout in ("channels_last", "contiguous"):
                 run(case, torch.float32 if number % 2 else torch.bfloat16, layout)
-    """)
+    """,
+        one_in("test_conv_pool2d.py"),
+    )

@@ -296,7 +296,7 @@ CASES = [
             "activation._numpy",
             "activation.backward",
             elementwise("activation", "backward", kind, (400, 501)),
-            "_backward_block",
+            "derivative",
             0,
             kind,
         )
