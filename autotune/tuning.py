@@ -29,7 +29,7 @@ def recorded(model: Callable[..., Any], *example: Any, training: bool = True) ->
     """
     modules: list[Any] = list(model.modules()) if hasattr(model, "modules") else []
     gradients = [(p, p.grad) for module in modules for p in module.parameters(recurse=False)]
-    buffers = [(m, name, b, b.clone()) for m in modules for name, b in m._buffers.items() if b is not None]
+    buffers = [(m, name, b, b.detach().clone()) for m in modules for name, b in m._buffers.items() if b is not None]
     for p, _ in gradients:
         p.grad = None
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -42,8 +42,9 @@ def recorded(model: Callable[..., Any], *example: Any, training: bool = True) ->
     finally:
         for p, gradient in gradients:
             p.grad = gradient
-        for module, name, buffer, value in buffers:
-            module._buffers[name] = buffer.copy_(value)
+        with torch.no_grad():
+            for module, name, buffer, value in buffers:
+                module._buffers[name] = buffer.copy_(value)
     return recording
 
 

@@ -203,6 +203,24 @@ def test_threads_do_not_change_a_bit() -> None:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [1, 3])
+def test_threads_do_not_change_a_bit_of_pooled_planes(size: int, layout: torch.memory_format) -> None:
+    """They are products, whose bits in a row depend on where the row stands in its piece."""
+    from tilesmith.nn import functional as F
+
+    x = torch.randn(131, 129, 7, 7).contiguous(memory_format=layout).requires_grad_()
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        y = F.adaptive_avg_pool2d(x, size)
+        results.append([y, *torch.autograd.grad(y.square().sum(), [x])])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_blas_threads_are_restored_also_after_an_error_and_when_nested() -> None:
     before = [library.num_threads for library in _blas._libraries()]
     assert before

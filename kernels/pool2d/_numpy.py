@@ -139,6 +139,7 @@ def _over_blocks(
         blocks = space.blocks_of_a_call(direction, problem, count, channels, output.itemsize, index_bytes)
         config = autotune.resolve(_TUNABLE[direction], blocks)
     buffer = config["BUFFER"]
+    size = max(1, config["BLOCK_BYTES"] * count // largest)
 
     def block(start: int, stop: int) -> None:
         before = np.setbufsize(buffer)
@@ -147,10 +148,11 @@ def _over_blocks(
         finally:
             np.setbufsize(before)
 
-    parallel_for(
-        count,
-        block,
-        bytes_moved=sum(array.nbytes for array in arrays),
-        block=max(1, config["BLOCK_BYTES"] * count // largest),
-        products=products,
-    )
+    def numbered(i: int, _: int) -> None:
+        block(i * size, min(count, (i + 1) * size))
+
+    bytes_moved = sum(array.nbytes for array in arrays)
+    if products:  # whose bits in a row depend on where it stands: sizes decide that, not the number of threads
+        parallel_for(-(-count // size), numbered, bytes_moved=bytes_moved, block=1, products=products)
+    else:
+        parallel_for(count, block, bytes_moved=bytes_moved, block=size)

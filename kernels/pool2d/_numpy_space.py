@@ -83,7 +83,9 @@ _BY_ROWS = ("windows", "spread", "uneven", "taps")
 
 
 def _items(config: Config, blocks: Blocks) -> int:
-    return share(blocks.count, config["BLOCK_BYTES"] // blocks.item_bytes, blocks.workers)
+    """Planes or images of a block. Those of products are cut by sizes alone."""
+    workers = 1 if blocks.products else blocks.workers
+    return share(blocks.count, config["BLOCK_BYTES"] // blocks.item_bytes, workers)
 
 
 def _is_copied(config: Config, blocks: Blocks) -> bool:
