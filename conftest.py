@@ -1,7 +1,7 @@
 """Test session set-up: ``--benchmark`` runs the benchmarks and nothing else; without it they are skipped.
 
-A run takes a sample of the slowest tests' cases, the same ones each time: more with ``--one-in N``, all with
-``--all-cases``.
+A run leaves out a few tests and takes a sample of the slowest ones' cases, the same ones each time: more with
+``--one-in N``, all with ``--all-cases``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,22 @@ ONE_IN = {
     "test_words.py::test_held_out_loss_is_gensims": 2,
     "test_words.py::test_processes_that_differ_are_stopped": 2,
     "test_words.py::test_two_processes_have_the_bits_of_one": 2,
+}
+
+# Tests that a plain run leaves out: half a minute each, and what they look at hardly ever changes alone.
+LEFT_OUT = {
+    "test_backends_ops.py::test_cuda_kernels_under_sanitizers",
+    "test_cli.py::test_a_stopped_training_goes_on_to_the_same_bits",
+    "test_conv2d_backends.py::test_cuda_kernels_under_sanitizers",
+    "test_conv_pool2d.py::test_cuda_kernels_under_sanitizers",
+    "test_examples.py::test_it_learns_to_read",
+    "test_integration.py::test_a_compiled_network_trains_like_the_eager_one",
+    "test_rnn.py::test_more_than_65535_steps",
+    "test_static_table.py::test_a_sample_has_no_faults",
+    "test_static_table.py::test_a_sample_needs_what_the_table_says",
+    "test_words.py::test_a_killed_run_goes_on_to_the_same_bits",
+    "test_words.py::test_bursty_text_stays_stable",
+    "test_words.py::test_two_stopped_processes_go_on_to_the_same_bits",
 }
 
 
@@ -104,7 +120,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     for name in ONE_IN:
         sizes[_one_in(config, name)].append(name)
     counts = "; ".join(f"one in {n} of {', '.join(names)}" for n, names in sizes.items() if n > 1)
-    return f"samples of cases: {counts}. More with --one-in, all with --all-cases" if counts else None
+    left_out = "" if config.getoption("--one-in") else f" Left out: {', '.join(sorted(LEFT_OUT))}."
+    return f"samples of cases: {counts}.{left_out} More with --one-in, all with --all-cases" if counts else None
 
 
 def _one_in(config: pytest.Config, name: str) -> int:
@@ -126,12 +143,14 @@ def _samples(config: pytest.Config) -> bool:
 
 def _sampled(config: pytest.Config, items: list[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
     cases: dict[tuple[str, str], list[pytest.Item]] = defaultdict(list)
+    left_out = set()
     for item in items:
         function = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
-        if item.get_closest_marker("skip") is None and (function in ONE_IN or item.path.name in ONE_IN):
+        if function in LEFT_OUT and config.getoption("--one-in") is None:
+            left_out.add(item)
+        elif item.get_closest_marker("skip") is None and (function in ONE_IN or item.path.name in ONE_IN):
             call: Any = getattr(item, "callspec", None)
             cases[function, str(call.params.get("rig", "")) if call else ""].append(item)
-    left_out = set()
     for (function, _), group in cases.items():
         one_in = _one_in(config, function if function in ONE_IN else function.partition("::")[0])
         group.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
