@@ -126,7 +126,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     for name in ONE_IN:
         sizes[_one_in(config, name)].append(name)
     counts = "; ".join(f"one in {n} of {', '.join(names)}" for n, names in sizes.items() if n > 1)
-    left_out = "" if config.getoption("--one-in") else f" Left out: {', '.join(sorted(LEFT_OUT))}."
+    left_out = "" if config.getoption("--one-in") is not None else f" Left out: {', '.join(sorted(LEFT_OUT))}."
     return f"samples of cases: {counts}.{left_out} More with --one-in, all with --all-cases" if counts else None
 
 

@@ -82,7 +82,8 @@ class Guarded:
 
 
 def made_inputs(call: Call, seed: int = 0) -> list[Guarded | None]:
-    """Inputs for a call: normally distributed, or what the op makes of them (``fill_inputs`` of its package)."""
+    """Inputs for a call: normally distributed, or what the op makes of them: ``fill_inputs`` of its package, which
+    gets of each tensor the part that can be written, without what an expanded one repeats."""
     generator = torch.Generator().manual_seed(seed)
     made = [None if t is None else Guarded.empty(t, call.device, nan=True) for t in call.inputs]
     for one in made:
@@ -91,7 +92,7 @@ def made_inputs(call: Call, seed: int = 0) -> list[Guarded | None]:
             _once(one.tensor, one.tensor).copy_(_once(values, one.tensor).to(one.tensor.dtype))
     fill = getattr(import_module(call.module.rpartition(".")[0]), "fill_inputs", None)
     if fill is not None:
-        fill(call.function, call.problem, [None if one is None else one.tensor for one in made])
+        fill(call.function, call.problem, [None if one is None else _once(one.tensor, one.tensor) for one in made])
     return made
 
 
@@ -246,7 +247,7 @@ class Bench:
             return None
         operation = operation_of(self.call.module)
         assert operation is not None
-        call = replace(self.call, module=operation.named("numpy").__name__)
+        call = replace(self.call, module=operation.module_of("numpy"))
         inputs = [None if one is None else _wide(one.tensor) for one in self._inputs]
         outputs = [
             None if t is None else torch.empty_strided(t.shape, t.strides, dtype=_wide_dtype(t.torch_dtype))

@@ -102,7 +102,7 @@ class Call:
         backend = module.strip("_").partition("_")[0]
         shapes = " ".join("x".join(map(str, t.shape)) or "()" for t in self.inputs if t is not None)
         dtypes = [t.dtype for t in self.outputs if t is not None]
-        dtype = next((name for name in dtypes if getattr(torch, name).is_floating_point), *dtypes[:1])
+        dtype = next((name for name in dtypes if getattr(torch, name).is_floating_point), "".join(dtypes[:1]))
         return f"{op} {self.function} {backend} {dtype} {shapes}"
 
     def as_json(self) -> Row:
@@ -164,10 +164,8 @@ def operation_of(name: str) -> Operation | None:
     """The operation of its package that the module of that name is a backend of, if it is one."""
     from ..kernels.backends import Operation
 
-    for found in tuple(vars(import_module(name.rpartition(".")[0])).values()):  # its backends may be imported meanwhile
-        if isinstance(found, Operation) and name in {found.named(backend).__name__ for backend in found.backends}:
-            return found
-    return None
+    operations = (o for o in vars(import_module(name.rpartition(".")[0])).values() if isinstance(o, Operation))
+    return next((o for o in operations if name in map(o.module_of, o.backends)), None)
 
 
 def _value(plain: Any, backend: str) -> Any:

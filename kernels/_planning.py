@@ -25,7 +25,7 @@ def on_backend(call: Call, backend: str, device: str) -> Call | None:
     operation = operation_of(call.module)
     if operation is None or backend not in operation.backends:
         return None
-    module = operation.named(backend).__name__
+    module = operation.module_of(backend)
     inputs, outputs = (
         tuple(None if t is None else replace(t, device=device) for t in side) for side in (call.inputs, call.outputs)
     )

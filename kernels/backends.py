@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.util import find_spec, resolve_name
 from types import ModuleType
 
 from . import _cuda
@@ -138,9 +138,13 @@ class Operation:
         """Names of those that have it."""
         return tuple(self._implementations)
 
+    def module_of(self, name: str) -> str:
+        """The full name of one backend's module; nothing is imported."""
+        return resolve_name(self._implementations[name], self._package)
+
     def named(self, name: str) -> ModuleType:
         """The module of one backend, whatever was asked for."""
-        return import_module(self._implementations[name], self._package)
+        return import_module(self.module_of(name))
 
     def refusal(self, name: str, device_type: str) -> str | None:
         """Why backend ``name`` cannot serve this op for a tensor on ``device_type``, or ``None`` if it can."""

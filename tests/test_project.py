@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,16 @@ def test_import_works_without_triton_and_cupy() -> None:
         "from tilesmith import nn; print(nn.ReLU()(torch.tensor([-1.0, 2.0])).tolist())"
     )
     assert fresh(code) == "[0.0, 2.0]"
+
+
+def test_calls_are_recognised_without_triton_and_cupy() -> None:
+    """Telling which operation a backend's module serves imports no other backend: tuning needs it on any machine."""
+    code = (
+        "import sys; sys.modules['triton'] = sys.modules['cupy'] = None; "
+        "from tilesmith.autotune.calls import operation_of; "
+        "print(*(operation_of('tilesmith.kernels.' + n).name for n in ('conv2d._numpy', 'word2vec._numpy_tensors')))"
+    )
+    assert fresh(code) == "conv2d word2vec pairs"
 
 
 def test_import_takes_at_most_50_ms_over_torch() -> None:
@@ -183,6 +194,16 @@ def test_parallel_for_raises_what_a_worker_raised_after_all_are_done() -> None:
     assert sorted(done) == [0, 5]
 
 
+def assert_threads_change_no_bit(compute: Callable[[], list[torch.Tensor]]) -> None:
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(compute())
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
 def test_threads_do_not_change_a_bit() -> None:
     """Also of sums over images: slabs are cut by the problem, not by the number of workers."""
     from tilesmith.nn import functional as F
@@ -191,16 +212,13 @@ def test_threads_do_not_change_a_bit() -> None:
     x = torch.randn(32, 16, 20, 20, generator=generator, requires_grad=True)
     w = torch.randn(16, 16, 3, 3, generator=generator, requires_grad=True)
     v = torch.randn(300, 16 * 400, generator=generator, requires_grad=True)
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+
+    def compute() -> list[torch.Tensor]:
         y = F.avg_pool2d(F.max_pool2d(F.conv2d(x, w, padding=1), 3, 2, 1), 3, 2, 1)
         z = F.softmax(F.linear(x.flatten(1), v), 1)
-        results.append([y, z, *torch.autograd.grad(y.square().sum() + z.square().sum(), [x, w, v])])
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        return [y, z, *torch.autograd.grad(y.square().sum() + z.square().sum(), [x, w, v])]
+
+    assert_threads_change_no_bit(compute)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -210,15 +228,12 @@ def test_threads_do_not_change_a_bit_of_pooled_planes(size: int, layout: torch.m
     from tilesmith.nn import functional as F
 
     x = torch.randn(131, 129, 7, 7).contiguous(memory_format=layout).requires_grad_()
-    results = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
+
+    def compute() -> list[torch.Tensor]:
         y = F.adaptive_avg_pool2d(x, size)
-        results.append([y, *torch.autograd.grad(y.square().sum(), [x])])
-    torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        return [y, *torch.autograd.grad(y.square().sum(), [x])]
+
+    assert_threads_change_no_bit(compute)
 
 
 def test_blas_threads_are_restored_also_after_an_error_and_when_nested() -> None:

@@ -144,20 +144,13 @@ def _check_labels(targets: torch.Tensor, labels: torch.Tensor) -> None:
 def fill_inputs(function: str, what: tuple[PairsProblem, ...], inputs: Sequence[torch.Tensor | None]) -> None:
     """Makes ids among the tuner's inputs such as text has: the r-th word is met in proportion to 1 / r."""
     problem, generator = what[0], torch.Generator().manual_seed(1)
-    for tensor, rows in zip(inputs[2:4], (problem.V, problem.U), strict=True):
-        ids = _written_once(tensor)
+    for ids, rows in zip(inputs[2:4], (problem.V, problem.U), strict=True):
+        assert ids is not None
         drawn = torch.rand(ids.shape, generator=generator, dtype=torch.float64)
         ids.copy_((rows**drawn).long().clamp_(max=rows) - 1)
-    if function == "forward":
-        _written_once(inputs[4]).zero_()[:, :1] = 1
-
-
-def _written_once(tensor: torch.Tensor | None) -> torch.Tensor:
-    """The part of it whose elements lie in places of their own."""
-    assert tensor is not None
-    for dim, stride in enumerate(tensor.stride()):
-        tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim])) if stride == 0 else tensor
-    return tensor
+    labels = inputs[4]
+    if function == "forward" and labels is not None:
+        labels.zero_()[:, :1] = 1
 
 
 def _pairs_forward(
