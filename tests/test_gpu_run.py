@@ -409,7 +409,7 @@ def _another_result_each_time(call: Callable[..., None]) -> Callable[..., None]:
         nonlocal calls
         call(problem, x, w, bias, y)
         calls += 1
-        y *= 1 + calls % 2 * 2.0**-22
+        y *= 1 + calls % 2 * 2.0**-23  # the last bit: with any more the check of values may see it first
 
     return forward
 
